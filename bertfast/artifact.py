@@ -1,0 +1,234 @@
+"""An artefact: a directory with a manifest that is either whole or not there.
+
+Corpus, checkpoint, ONNX model and report are all artefacts. A stage writes into a draft beside the
+place where the artefact is to be, and the last act renames it; what a killed run leaves behind is never
+taken for an artefact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from bertfast.config import Config, Precision
+from bertfast.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+Kind = Literal["corpus", "training-state", "checkpoint", "onnx", "report"]
+_LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "openvino")
+
+
+class FileRecord(Config):
+    """One file of an artefact, as it was when the artefact was published."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Config):
+    """What an artefact is and where it comes from. A published manifest never changes."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    task: str | None = None
+    precision: Precision | None = None
+    labels: tuple[str, ...] = ()
+    bertfast_version: str
+    parents: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    libraries: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    files: dict[str, FileRecord] = {}
+
+    @property
+    def sha256(self) -> str:
+        """The artefact's identity: the hash of its files' hashes."""
+        listing = json.dumps({name: record.sha256 for name, record in sorted(self.files.items())})
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+
+@dataclass
+class Draft:
+    """An artefact that is being written. Put files under `path`; set what is known only at the end."""
+
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def version() -> str:
+    """The installed version of bertfast."""
+    return importlib.metadata.version("bertfast")
+
+
+def libraries() -> dict[str, str]:
+    """The installed versions of the libraries that decide what a number means."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in bytes, and operating system of this machine."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {"cpu": name, "cores": cores, "memory_bytes": memory, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def partial_path(out: Path) -> Path:
+    """Where the draft of `out` lies while it is being written."""
+    return out.with_name(out.name + ".partial")
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raise ArtifactError where `out` is in the way; with `overwrite` only what is not ours is in the way."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ArtifactError(f"{out} is already there. Choose another --out, or pass --overwrite to replace it.")
+    if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} is not an artefact of bertfast, so --overwrite will not remove it.")
+
+
+@contextlib.contextmanager
+def create(
+    out: Path,
+    kind: Kind,
+    *,
+    task: str | None = None,
+    precision: Precision | None = None,
+    labels: tuple[str, ...] = (),
+    parents: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Iterator[Draft]:
+    """Write an artefact atomically: files into the draft, then manifest, fsync, rename.
+
+    An exception inside the block removes the draft and leaves what was at `out` as it was.
+
+    Raises:
+        ArtifactError: `out` is in the way, or cannot be written.
+    """
+    refuse_existing(out, overwrite)
+    draft = Draft(partial_path(out))
+    if draft.path.exists():
+        shutil.rmtree(draft.path)
+    draft.path.mkdir(parents=True)
+    try:
+        yield draft
+        manifest = Manifest(
+            kind=kind,
+            task=task,
+            precision=precision,
+            labels=labels,
+            bertfast_version=version(),
+            parents=dict(parents or {}),
+            settings=draft.settings,
+            libraries=libraries(),
+            hardware=hardware(),
+            files=_record_files(draft.path),
+        )
+        (draft.path / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        replace_directory(draft.path, out)
+    except BaseException:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Make `source` durable and move it to `target`; a directory at `target` goes only once the new one is whole."""
+    for path in sorted(source.rglob("*")):
+        _fsync(path)
+    _fsync(source)
+    if target.exists():
+        retired = target.with_name(target.name + ".retired")
+        shutil.rmtree(retired, ignore_errors=True)
+        target.rename(retired)
+        source.rename(target)
+        shutil.rmtree(retired)
+    else:
+        source.rename(target)
+    _fsync(target.parent)
+
+
+def open_manifest(path: Path, kind: Kind | None = None, *, verify_hashes: bool = True) -> Manifest:
+    """Read and check an artefact's manifest; every file must have the size and, by default, the hash it names.
+
+    Raises:
+        ArtifactError: no directory, no manifest, a torn one, another kind, or a file that differs.
+    """
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {state}. An artefact is a directory that bertfast has written.")
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."
+        ) from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has manifest schema {manifest.schema_version}, this version reads {SCHEMA_VERSION}. "
+            f"It was made by bertfast {manifest.bertfast_version}."
+        )
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{path} is an artefact of kind '{manifest.kind}', and '{kind}' is needed here.")
+    for name, record in manifest.files.items():
+        _check_file(path / name, record, verify_hashes)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_file(path: Path, record: FileRecord, verify_hash: bool) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing from its artefact. Copy the artefact again or make it anew.")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise ArtifactError(
+            f"{path} has {size:,} bytes and its manifest says {record.bytes:,}: it was cut short or changed. "
+            "Copy the artefact again or make it anew."
+        )
+    if verify_hash and sha256_of(path) != record.sha256:
+        raise ArtifactError(f"{path} is not the file that its manifest names (SHA-256 differs). Make it anew.")
+
+
+def _record_files(root: Path) -> dict[str, FileRecord]:
+    return {
+        path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.served import ONNX_FILE, ServedModel
+from bertfast.errors import BackendError
+from bertfast.text.batch import Batch
+
+_FORMATS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+_PRODUCTS = ("MatMul", "Gemm")
+
+
+class OnnxRuntimeBackend(Backend):
+    """An exported graph in an ONNX Runtime session."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: ServedModel, threads: int | None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        self.outputs = list(model.task.outputs)
+        with tempfile.TemporaryDirectory() as folder:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            try:
+                self.session = onnxruntime.InferenceSession(
+                    model.path / ONNX_FILE, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # the classes of onnxruntime's errors have no common public base
+                raise BackendError(f"onnxruntime cannot load {model.path / ONNX_FILE}: {error}") from None
+            self._run_once()
+            executed = _executed(Path(self.session.end_profiling()))
+        self.refuse_precision(executed, model.precision)
+        self.precision = model.precision
+
+    def _run_once(self) -> None:
+        ones = np.ones((1, 2), np.int64)
+        self.download(self.execute(self.upload(Batch(ones, ones, ones * 0))))
+
+    def upload(self, batch: Batch) -> dict[str, np.ndarray]:
+        return dict(batch.arrays)
+
+    def execute(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self.session.run(self.outputs, inputs)  # type: ignore[no-any-return]
+
+    def download(self, outputs: list[np.ndarray]) -> Arrays:
+        return dict(zip(self.outputs, outputs, strict=True))
+
+
+def _executed(profile: Path) -> set[str]:
+    """The formats in which the profiled matrix products ran, by their kernels' inputs."""
+    events = json.loads(profile.read_text(encoding="utf-8"))
+    kernels = [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    products = [kernel for kernel in kernels if any(word in kernel["op_name"] for word in _PRODUCTS)]
+    formats = {next(iter(kernel["input_type_shape"][0])) for kernel in products}
+    return {_FORMATS.get(name, name) for name in formats}

@@ -1,0 +1,94 @@
+"""What every runtime looks like from outside, and how closely each must follow the source model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bertfast.config import Precision
+from bertfast.errors import BackendError
+from bertfast.text.batch import Batch
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+_TOLERANCE = {
+    ("torch", Precision.FP32): 1e-5,
+    ("onnxruntime", Precision.FP32): 1e-5,
+    ("openvino", Precision.FP32): 1e-5,
+}
+
+
+class Backend(ABC):
+    """A model loaded into a runtime.
+
+    `upload`, `execute` and `download` may return before their work is done; `synchronize` waits for it. A measurement
+    that leaves it out measures nothing.
+
+    Attributes:
+        name: as in `--backend NAME`.
+        precision: what the matrix products execute in, as read back from the runtime when the model was loaded.
+    """
+
+    name: str
+    precision: Precision
+
+    @abstractmethod
+    def upload(self, batch: Batch) -> Any:
+        """Bring a batch to where it is computed."""
+
+    @abstractmethod
+    def execute(self, inputs: Any) -> Any:
+        """Compute the outputs where they are."""
+
+    @abstractmethod
+    def download(self, outputs: Any) -> Arrays:
+        """The outputs by name as float32 arrays."""
+
+    def synchronize(self) -> None:
+        """Wait until everything that was asked for is done."""
+
+    def close(self) -> None:
+        """Let go of the runtime's resources."""
+
+    def run(self, batch: Batch) -> Arrays:
+        """upload, execute and download in one."""
+        return self.download(self.execute(self.upload(batch)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def refuse_precision(self, executed: set[str], wanted: Precision) -> None:
+        """Raise BackendError unless every matrix product executes in the wanted precision.
+
+        Args:
+            executed: the precisions that the runtime says its matrix products execute in.
+        """
+        if executed != {wanted.value}:
+            found = ", ".join(sorted(executed)) or "no matrix product at all"
+            raise BackendError(
+                f"{self.name} was to execute the matrix products in {wanted.value}, and says that it executes {found}. "
+                "Its numbers would not be what their label says, so it is not used."
+            )
+
+
+def tolerance(backend: str, precision: Precision) -> float:
+    """The largest relative error against the fp32 source that a backend may have in a precision."""
+    return _TOLERANCE[backend, precision]
+
+
+def relative_error(
+    actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], scale: float | None = None
+) -> float:
+    """Largest absolute difference over `scale`, by default the largest expected magnitude; infinite where a number
+    is not finite."""
+    if not np.isfinite(actual).all():
+        return float("inf")
+    scale = scale or float(np.abs(expected).max()) or 1.0
+    return float(np.abs(actual.astype(np.float64) - expected).max()) / scale

@@ -1,0 +1,66 @@
+"""torch, eager, in fp32: the reference that every other backend is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.served import ServedModel
+from bertfast.model.weights import load_weights, open_checkpoint
+from bertfast.text.batch import Batch
+
+
+class TorchBackend(Backend):
+    """A checkpoint in torch, on the GPU where there is one."""
+
+    name = "torch"
+
+    def __init__(self, model: ServedModel, threads: int | None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.outputs = model.task.outputs
+        checkpoint = open_checkpoint(model.path)
+        self.module = model.task.build(checkpoint.config, len(model.vocabulary.labels))
+        load_weights(self.module, model.path)
+        self.module.to(self.device).eval()
+        torch.set_float32_matmul_precision("highest")
+        self.refuse_precision(_executed(self.module), model.precision)
+        self.precision = model.precision
+
+    def upload(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
+
+    @torch.inference_mode()
+    def execute(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.module(**inputs)  # type: ignore[no-any-return]
+
+    def download(self, outputs: Mapping[str, Tensor]) -> Arrays:
+        return {name: outputs[name].float().cpu().numpy() for name in self.outputs}
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _executed(module: torch.nn.Module) -> set[str]:
+    """The formats in which the module's Linears multiply, seen by running one sentence through them."""
+    seen: set[str] = set()
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+    def note(_: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        reduced = torch.get_float32_matmul_precision() != "highest"
+        formats = {tensor.dtype for tensor in (*inputs, output)}
+        seen.update("reduced fp32" if reduced else names.get(kind, str(kind)) for kind in formats)
+
+    hooks = [part.register_forward_hook(note) for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)
+    with torch.inference_mode():
+        module(ids, ids, ids * 0)
+    for hook in hooks:
+        hook.remove()
+    return seen

@@ -1,0 +1,109 @@
+"""Which runtimes there are, what this machine has of them, and how one is opened."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bertfast.backends.protocol import Backend
+from bertfast.backends.served import ServedModel
+from bertfast.errors import BackendError, did_you_mean
+
+Opener = Callable[[ServedModel, int | None], Backend]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime can be used here.
+
+    Attributes:
+        kind: the kind of artefact that it runs.
+        version: the installed version, None where it is missing.
+        remedy: what to install where it is missing.
+    """
+
+    name: str
+    kind: str
+    version: str | None
+    remedy: str
+
+
+@dataclass(frozen=True)
+class _Runtime:
+    kind: str
+    package: str
+    extra: str
+    open: Opener
+
+
+def _open_torch(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.pytorch import TorchBackend
+
+    return TorchBackend(model, threads)
+
+
+def _open_onnxruntime(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(model, threads)
+
+
+def _open_openvino(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.open_vino import OpenVinoBackend
+
+    return OpenVinoBackend(model, threads)
+
+
+_RUNTIMES = {
+    "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
+    "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
+    "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
+}
+
+
+def available() -> list[Availability]:
+    """Every runtime that bertfast knows, in order of preference, and what to install for those that are missing."""
+    found = []
+    for name, runtime in _RUNTIMES.items():
+        present = importlib.util.find_spec(runtime.package) is not None
+        version = _version(runtime.package) if present else None
+        found.append(Availability(name, runtime.kind, version, f"pip install 'bertfast[{runtime.extra}]'"))
+    return found
+
+
+def backends_for(model: ServedModel) -> list[str]:
+    """The names of the installed runtimes that run this kind of artefact, the preferred one first."""
+    return [item.name for item in available() if item.version is not None and item.kind == model.kind]
+
+
+def open_backend(model: ServedModel, name: str | None = None, *, threads: int | None = None) -> Backend:
+    """Load a model into a runtime, by default the preferred one that is installed.
+
+    Raises:
+        BackendError: the runtime is unknown, missing, does not run this kind of artefact, or executes in another
+            precision than the artefact's.
+    """
+    if name is None:
+        name = next(iter(backends_for(model)), None)
+        if name is None:
+            wanted = [item for item in available() if item.kind == model.kind]
+            remedies = " or ".join(sorted({item.remedy for item in wanted}))
+            raise BackendError(f"no runtime for an artefact of kind '{model.kind}' is installed: {remedies}")
+    if name not in _RUNTIMES:
+        raise BackendError(f"'{name}' is not a backend. There are {', '.join(_RUNTIMES)}.{did_you_mean(name, _RUNTIMES)}")
+    runtime = _RUNTIMES[name]
+    if runtime.kind != model.kind:
+        remedy = f"Export it first: bertfast export {model.path} --out DIR" if model.kind == "checkpoint" else ""
+        raise BackendError(f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}")
+    if importlib.util.find_spec(runtime.package) is None:
+        raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
+    return runtime.open(model, threads)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # such as onnxruntime's module installed by onnxruntime-gpu

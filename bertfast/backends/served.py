@@ -1,0 +1,82 @@
+"""A model as a runtime sees it: read from a checkpoint or from an exported artefact, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertfast import artifact
+from bertfast.config import Precision
+from bertfast.errors import ArtifactError
+from bertfast.model.weights import open_checkpoint
+from bertfast.tasks import Task, Vocabulary, get_task, task_of
+from bertfast.text import tokenizer as tokenization
+
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What is needed to turn texts into answers, beside the runtime.
+
+    Attributes:
+        kind: `checkpoint` or `onnx`.
+        precision: what its matrix products are to execute in.
+        max_length: tokens of a sequence that the model has positions for.
+        sha256: identity of the artefact.
+        source_sha256: identity of the checkpoint that it was exported from, or its own.
+    """
+
+    path: Path
+    kind: str
+    task: Task
+    vocabulary: Vocabulary
+    precision: Precision
+    max_length: int
+    sha256: str
+    source_sha256: str
+
+
+def open_served(path: Path) -> ServedModel:
+    """Open a checkpoint (ours or Hugging Face's) or an exported ONNX artefact.
+
+    Raises:
+        ArtifactError: it is neither, or not whole, or has no head for a task.
+    """
+    has_manifest = (path / artifact.MANIFEST).is_file()
+    if has_manifest and artifact.open_manifest(path, verify_hashes=False).kind == "onnx":
+        return _open_onnx(path)
+    if has_manifest or (path / "config.json").is_file():
+        return _open_checkpoint(path)
+    artifact.open_manifest(path)  # says what is wrong with it
+    raise ArtifactError(f"{path} is neither a checkpoint nor an exported model.")
+
+
+def _open_checkpoint(path: Path) -> ServedModel:
+    checkpoint = open_checkpoint(path)
+    return ServedModel(
+        path=path,
+        kind="checkpoint",
+        task=task_of(checkpoint),
+        vocabulary=Vocabulary(checkpoint.tokenizer, checkpoint.labels),
+        precision=Precision.FP32,
+        max_length=checkpoint.config.max_position_embeddings,
+        sha256=checkpoint.sha256,
+        source_sha256=checkpoint.sha256,
+    )
+
+
+def _open_onnx(path: Path) -> ServedModel:
+    manifest = artifact.open_manifest(path, "onnx")
+    if manifest.task is None or manifest.precision is None:
+        raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
+    return ServedModel(
+        path=path,
+        kind="onnx",
+        task=get_task(manifest.task),
+        vocabulary=Vocabulary(tokenization.load(path), manifest.labels),
+        precision=manifest.precision,
+        max_length=int(manifest.settings["max_length"]),
+        sha256=manifest.sha256,
+        source_sha256=manifest.parents["checkpoint"],
+    )

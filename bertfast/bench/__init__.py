@@ -1,0 +1,1 @@
+"""Speed and accuracy of every backend on the user's own rows, in one run and one report."""

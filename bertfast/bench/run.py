@@ -1,0 +1,213 @@
+"""`bertfast bench`: every artefact in every backend that runs it, interleaved, on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertfast import artifact
+from bertfast.backends import ServedModel, backends_for, open_served
+from bertfast.bench.html import write_html
+from bertfast.bench.report import Measured, Report
+from bertfast.bench.scenarios import Scenario
+from bertfast.bench.worker import Candidate, Worker
+from bertfast.errors import BackendError, ConfigError, DataError
+from bertfast.tasks import Task
+from bertfast.text.labelled import Example, label_ids
+
+Notify = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What to measure.
+
+    Attributes:
+        rows: the rows of `data`; labels may be missing, then there is speed only.
+        backends: names to measure; all that are installed where it is empty.
+        single_stream_rows: how many rows the single-stream scenario sends one at a time in a repeat.
+    """
+
+    artefacts: Sequence[Path]
+    data: Path
+    rows: Sequence[Example]
+    command: str
+    backends: Sequence[str] = ()
+    scenarios: Sequence[Scenario] = tuple(Scenario)
+    repeats: int = 5
+    threads: int | None = None
+    single_stream_rows: int = 100
+
+
+@dataclass
+class _Running:
+    """A candidate while it is measured."""
+
+    model: ServedModel
+    backend: str
+    name: str
+    worker: Worker
+    facts: dict[str, Any] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    offline_s: list[float] = field(default_factory=list)
+    latency_ms: list[tuple[float, ...]] = field(default_factory=list)
+    error: str | None = None
+
+
+def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify = lambda *_: None) -> Report:
+    """Measure and publish a report artefact at `out`.
+
+    Args:
+        notify: called with (what is being done, steps done, steps in all).
+    Raises:
+        ConfigError: nothing to measure, or artefacts of different tasks.
+        DataError: a label in the file that the model does not know.
+    """
+    artifact.refuse_existing(out, overwrite)
+    models = [open_served(path) for path in plan.artefacts]
+    task = _same_task(models)
+    labelled = plan.rows[0].label is not None
+    for model in models if labelled else ():
+        label_ids(plan.rows, model.vocabulary.labels, plan.data)
+    running = _start(plan, models)
+    try:
+        _measure(plan, running, notify)
+    finally:
+        for item in running:
+            item.worker.stop()
+    reference = next((item for item in running if item.backend == "torch" and item.error is None), running[0])
+    report = _report(plan, task if labelled else None, task.name, running, reference)
+    with artifact.create(
+        out, "report", task=task.name, parents={item.name: item.model.sha256 for item in running}, overwrite=overwrite
+    ) as draft:
+        report.write(draft.path)
+        write_html(report, draft.path / "report.html")
+        draft.settings = {"command": plan.command}
+    return report
+
+
+def _same_task(models: Sequence[ServedModel]) -> Task:
+    names = {model.task.name for model in models}
+    if len(names) != 1:
+        raise ConfigError(f"the artefacts serve different tasks ({', '.join(sorted(names))}). Measure one task at a time.")
+    return models[0].task
+
+
+def _start(plan: BenchPlan, models: Sequence[ServedModel]) -> list[_Running]:
+    running: list[_Running] = []
+    for model in models:
+        for backend in backends_for(model):
+            if plan.backends and backend not in plan.backends:
+                continue
+            name = backend if len([m for m in models if m.kind == model.kind]) == 1 else f"{model.path.name} {backend}"
+            candidate = Candidate(model.path, backend, plan.rows, plan.threads, plan.single_stream_rows)
+            running.append(_Running(model, backend, name, Worker(candidate)))
+    if not running:
+        wanted = ", ".join(plan.backends) or "any backend"
+        raise ConfigError(f"no artefact here runs in {wanted}. 'bertfast doctor' says what is installed.")
+    return running
+
+
+def _measure(plan: BenchPlan, running: Sequence[_Running], notify: Notify) -> None:
+    """Load and predict once each (which warms up), then repeat the scenarios in turn, beginning elsewhere each time."""
+    steps = len(running) * (1 + plan.repeats * len(plan.scenarios))
+    done = 0
+    for item in running:
+        notify(f"{item.name}: load and predict", done, steps)
+        loaded = _ask(item, "load")
+        item.facts = {} if loaded is None else vars(loaded)
+        item.answers = _ask(item, "predict") or []
+        done += 1
+    for repeat in range(plan.repeats):
+        for scenario in plan.scenarios:
+            for place in range(len(running)):
+                item = running[(place + repeat) % len(running)]
+                notify(f"{item.name}: {scenario.value}, repeat {repeat + 1} of {plan.repeats}", done, steps)
+                samples = _ask(item, "measure", scenario.value)
+                if samples is not None and scenario is Scenario.OFFLINE:
+                    item.offline_s.extend(samples)
+                elif samples is not None:
+                    item.latency_ms.append(tuple(samples))
+                done += 1
+    for item in running:
+        item.facts["peak_memory_bytes"] = _ask(item, "peak_memory")
+    notify("done", steps, steps)
+
+
+def _ask(item: _Running, request: str, *arguments: Any) -> Any:
+    """The worker's answer, or None once this candidate has failed."""
+    if item.error is not None:
+        return None
+    try:
+        return item.worker.ask(request, *arguments)
+    except BackendError as error:
+        item.error = str(error)
+        return None
+
+
+def _report(
+    plan: BenchPlan, scored: Task | None, task: str, running: Sequence[_Running], reference: _Running
+) -> Report:
+    lengths = [len(text.text.split()) for text in plan.rows] if reference.error else _lengths(plan, reference.model)
+    return Report(
+        command=plan.command,
+        data=plan.data.name,
+        data_sha256=artifact.sha256_of(plan.data),
+        rows=len(plan.rows),
+        task=task,
+        metric=scored.metric if scored else None,
+        reference=reference.name,
+        repeats=plan.repeats,
+        threads=plan.threads,
+        length_percentiles={f"p{p}": int(np.percentile(lengths, p)) for p in (0, 50, 90, 99, 100)},
+        libraries=artifact.libraries(),
+        hardware=artifact.hardware(),
+        candidates=tuple(_measured(item, reference, scored, plan.rows) for item in running),
+    )
+
+
+def _lengths(plan: BenchPlan, model: ServedModel) -> list[int]:
+    texts = [(row.text, row.pair) for row in plan.rows]
+    return [len(row) for row in model.vocabulary.tokenizer.encode(texts, model.max_length)]
+
+
+def _measured(item: _Running, reference: _Running, scored: Task | None, rows: Sequence[Example]) -> Measured:
+    size = sum(path.stat().st_size for path in item.model.path.rglob("*") if path.is_file())
+    named = {
+        "name": item.name,
+        "artefact": item.model.path.name,
+        "artefact_sha256": item.model.sha256,
+        "artefact_bytes": size,
+        "backend": item.backend,
+    }
+    if item.error is not None:
+        return Measured(**named, error=item.error)
+    flips, drift = compare_answers(item.answers, reference.answers) if item is not reference else (None, None)
+    return Measured(
+        **named,
+        **item.facts,
+        metrics=scored.score(item.answers, [row.label or "" for row in rows]) if scored else {},
+        flips=flips,
+        largest_score_drift=drift,
+        offline_s=tuple(item.offline_s),
+        latency_ms=tuple(item.latency_ms),
+    )
+
+
+def compare_answers(answers: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> tuple[int | None, float | None]:
+    """(rows with another label, largest change of the score of the reference's label); None where there are none.
+
+    Raises:
+        DataError: the two do not answer the same rows.
+    """
+    if len(answers) != len(reference):
+        raise DataError(f"{len(answers)} answers cannot be compared with {len(reference)}.")
+    if not reference or "label" not in reference[0]:
+        return None, None
+    flips = sum(a["label"] != b["label"] for a, b in zip(answers, reference, strict=True))
+    drift = max(abs(a["scores"][b["label"]] - b["score"]) for a, b in zip(answers, reference, strict=True))
+    return flips, drift

@@ -1,0 +1,387 @@
+"""The command line: thin verbs that parse, call one function and print.
+
+Heavy packages are imported inside the verbs, so that `--help` works with no extra installed.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bertfast.errors import BertfastError, ConfigError, DataError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+corpus_app = typer.Typer(no_args_is_help=True, help="Build corpora for pretraining.")
+train_app = typer.Typer(no_args_is_help=True, help="Pretrain and fine-tune.")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(train_app, name="train")
+errors = Console(stderr=True)
+
+Out = Annotated[Path, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what bertfast wrote there before.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as learning_rate=3e-5.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run that was cut off stands.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the text, where its name is unusual.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a backend; its own default when not given.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """BERT encoders from raw text to the fastest engine, with proof of what that costs in accuracy."""
+    if version:
+        from bertfast.artifact import version as installed
+
+        print(installed())
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("quickstart"),
+) -> None:
+    """The whole way, offline: text, vocabulary, pretraining, fine-tuning, ONNX, benchmark."""
+    from bertfast.quickstart import run
+
+    run(out)
+
+
+@corpus_app.command("build")
+def corpus_build(
+    inputs: Annotated[list[Path], typer.Argument(help="Text files, JSON lines, Parquet, .gz of each, directories.")],
+    out: Out,
+    tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, tokenizer.json or a directory with one.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=100, help="Train a vocabulary of this size on the inputs.")] = None,
+    cased: Annotated[bool, typer.Option("--cased", help="Train a vocabulary that keeps case and accents.")] = False,
+    documents: Annotated[str, typer.Option(help="What ends a document in plain text: blank-line or file.")] = "blank-line",
+    newlines: Annotated[str, typer.Option(help="What a line's end is: auto, sentence or wrapped.")] = "auto",
+    text_column: TextColumn = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment and tokenise raw text into a corpus for pretraining."""
+    from bertfast.text import tokenizer as tokenization
+    from bertfast.text.corpus import build_corpus
+    from bertfast.text.documents import Boundary, read_documents
+    from bertfast.text.sentences import Newlines
+
+    if (tokenizer is None) == (vocab_size is None):
+        raise ConfigError("give either --tokenizer PATH to use a vocabulary or --vocab-size N to train one.")
+    boundary = cast(Boundary, _choice("--documents", documents, ("blank-line", "file")))
+    ends = cast(Newlines, _choice("--newlines", newlines, ("auto", "sentence", "wrapped")))
+
+    def texts() -> Iterator[str]:
+        return read_documents(inputs, boundary=boundary, text_column=text_column)
+
+    with _counting("documents") as count:
+        if tokenizer is not None:
+            vocabulary = tokenization.load(tokenizer)
+        else:
+            vocabulary = tokenization.train(texts(), vocab_size or 0, lowercase=not cased)
+        build_corpus(texts(), out, vocabulary, newlines=ends, overwrite=overwrite, on_documents=count)
+    _print_json({"corpus": str(out), **_settings_of(out)})
+
+
+@train_app.command("pretrain")
+def train_pretrain(
+    corpus: Annotated[Path, typer.Option(help="A corpus of 'bertfast corpus build'.")],
+    out: Out,
+    model: Annotated[Path | None, typer.Option(help="Go on from this checkpoint; from scratch when not given.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pretrain with masked language modelling and next-sentence prediction."""
+    from bertfast.config import PretrainConfig, read_settings
+    from bertfast.model.weights import open_checkpoint
+    from bertfast.text.corpus import open_corpus
+    from bertfast.train.pretrain import pretrain
+
+    values = read_settings(config, settings or [])
+    shape = values.pop("model", {})
+    result = pretrain(
+        open_corpus(corpus),
+        out,
+        PretrainConfig.parse(values, "settings"),
+        model_settings=shape,
+        start=open_checkpoint(model) if model else None,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    _print_json({"checkpoint": str(out), **result})
+
+
+@train_app.command("classify")
+def train_classify(
+    model: Annotated[Path, typer.Option(help="The checkpoint to start from: ours or a Hugging Face BERT directory.")],
+    train: Annotated[Path, typer.Option(help="Labelled rows: TSV, CSV, JSON lines, Parquet, .gz of each.")],
+    dev: Annotated[Path, typer.Option(help="Rows to evaluate on.")],
+    out: Out,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a classifier of texts or of pairs of texts."""
+    from bertfast.config import FinetuneConfig, read_settings
+    from bertfast.model.weights import open_checkpoint
+    from bertfast.tasks import get_task
+    from bertfast.text.labelled import Columns
+    from bertfast.train.finetune import finetune
+
+    result = finetune(
+        open_checkpoint(model),
+        get_task("classify"),
+        train,
+        dev,
+        out,
+        FinetuneConfig.parse(read_settings(config, settings or []), "settings"),
+        columns=Columns(text=text_column, pair=pair_column, label=label_column),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    _print_json({"checkpoint": str(out), **result})
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours or a Hugging Face BERT directory.")],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    overwrite: Overwrite = False,
+) -> None:
+    """Export to ONNX; nothing is published that does not reproduce its source."""
+    from bertfast.export.export import export as export_checkpoint
+
+    _choice("--precision", precision, ("fp32",))
+    checks = export_checkpoint(checkpoint, out, overwrite=overwrite)
+    worst = {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}
+    _print_json({"onnx": str(out), "largest_relative_error": worst})
+
+
+@app.command()
+def bench(
+    artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints and exported models.")],
+    data: Annotated[Path, typer.Option(help="Rows to measure on; with labels, accuracy is measured too.")],
+    out: Out,
+    backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, spread over the file.")] = None,
+    threads: Threads = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure speed and accuracy of every artefact in every backend that runs it."""
+    from bertfast.backends import available
+    from bertfast.bench.run import BenchPlan
+    from bertfast.bench.run import bench as run_bench
+    from bertfast.bench.scenarios import Scenario
+    from bertfast.text.labelled import Columns, read_examples
+
+    names = [item.name for item in available()]
+    for name in backend or []:
+        _choice("--backend", name, names)
+    scenarios = [Scenario(_choice("--scenario", name, [s.value for s in Scenario])) for name in scenario or []]
+    columns = Columns(text=text_column, pair=pair_column, label=label_column)
+    rows = read_examples(data, columns, labels_needed=False)
+    rows = rows[:: max(1, len(rows) // limit)][:limit] if limit else rows
+    plan = BenchPlan(
+        artefacts,
+        data,
+        rows,
+        shlex.join(["bertfast", *sys.argv[1:]]),
+        backends=backend or (),
+        scenarios=scenarios or tuple(Scenario),
+        repeats=repeats,
+        threads=threads,
+    )
+    with _notifying() as notify:
+        report = run_bench(plan, out, overwrite=overwrite, notify=notify)
+    if as_json:
+        print(report.model_dump_json())
+        return
+    print_report(report)
+    print(f"{out / 'report.html'}")
+
+
+@app.command()
+def predict(
+    artefact: Annotated[Path, typer.Argument(help="A checkpoint or an exported model.")],
+    backend: Annotated[str | None, typer.Option(help="The runtime; the preferred installed one when not given.")] = None,
+    input_file: Annotated[str, typer.Option("--input", help="JSON lines, or - for standard input.")] = "-",
+    output_file: Annotated[str, typer.Option("--output", help="JSON lines, or - for standard output.")] = "-",
+    threads: Threads = None,
+) -> None:
+    """Answer requests: JSON lines in, JSON lines out, in the same order."""
+    from bertfast.backends.predictor import load
+
+    with load(artefact, backend, threads=threads) as model, _output(output_file) as sink:
+        requests: list[dict[str, Any]] = []
+        for request in _requests(input_file):
+            requests.append(request)
+            if len(requests) == 1024:
+                _answer(model, requests, sink)
+                requests = []
+        _answer(model, requests, sink)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine has, what is missing, and what to install."""
+    from bertfast.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    console = Console()
+    machine = found["machine"]
+    memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
+    console.print(f"bertfast {found['bertfast']} on {machine['cpu']}, {machine['cores']} cores{memory}", highlight=False)
+    console.print(f"GPU: {machine['gpu'] or 'none'}", highlight=False)
+    for section in ("backends", "packages", "tools"):
+        table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for item in found[section]:
+            present = "[green]yes[/]" if item["version"] else "[red]no[/]"
+            table.add_row(present, item["name"], item["version"] or item["remedy"])
+        console.print(table)
+
+
+def print_report(report: Any) -> None:
+    """The result table on standard output."""
+    from bertfast.bench.report import COLUMNS, hardware_line, table
+
+    view = Table(caption=hardware_line(report))
+    for number, name in enumerate(COLUMNS):
+        view.add_column(name, justify="left" if number < 2 else "right")
+    for row in table(report):
+        view.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(view)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend ends with status 2, a message and no traceback."""
+    try:
+        app()
+    except BertfastError as error:
+        _fail(f"{type(error).__name__}: {error}", error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left. A training run goes on with --resume.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "bertfast":
+            raise
+        _fail(f"the package '{error.name}' is missing. 'bertfast doctor' says which extra brings it.", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. Free space or choose a place that can be written.", 2)
+
+
+def _fail(message: str, status: int) -> None:
+    errors.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _choice(option: str, value: str, allowed: tuple[str, ...] | list[str]) -> str:
+    from bertfast.errors import did_you_mean
+
+    if value not in allowed:
+        raise ConfigError(f"{option} {value} is not one of {', '.join(allowed)}.{did_you_mean(value, allowed)}")
+    return value
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    from bertfast import artifact
+
+    settings = artifact.open_manifest(path, verify_hashes=False).settings
+    return {key: settings[key] for key in ("documents", "sentences", "tokens")}
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=1))
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Any]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} " + what), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda number: progress.advance(bar, number)
+
+
+@contextmanager
+def _notifying() -> Iterator[Any]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True) as progress:
+        bar = progress.add_task("start")
+        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
+
+
+@contextmanager
+def _output(name: str) -> Iterator[TextIO]:
+    """Standard output, or a file that appears only when it is complete."""
+    if name == "-":
+        yield sys.stdout
+        return
+    target = Path(name)
+    draft = target.with_name(target.name + ".partial")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            yield stream
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _requests(name: str) -> Iterator[dict[str, Any]]:
+    if name != "-":
+        from bertfast.text.documents import read_json_lines
+
+        yield from (row for _, row in read_json_lines(Path(name)))
+        return
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"line {number} of standard input is not JSON: {error}") from None
+        if not isinstance(request, dict):
+            raise DataError(f"line {number} of standard input is not a JSON object, such as {{\"text\": \"...\"}}.")
+        yield request
+
+
+def _answer(model: Any, requests: list[dict[str, Any]], sink: TextIO) -> None:
+    for request, answer in zip(requests, model.predict(requests), strict=True):
+        known = {"id": request["id"]} if "id" in request else {}
+        sink.write(json.dumps(known | answer, ensure_ascii=False) + "\n")
+    sink.flush()
+
+
+if __name__ == "__main__":
+    main()

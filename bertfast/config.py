@@ -1,0 +1,165 @@
+"""Every setting of bertfast: frozen pydantic models, validated once, saved with each artefact."""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bertfast.errors import ConfigError, did_you_mean
+
+
+class Precision(enum.StrEnum):
+    """The number format in which the matrix products run."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, and unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    raise ConfigError(
+                        f"'{key}' is not a setting of {cls.__name__}.{did_you_mean(str(key), cls.model_fields)}"
+                        f" The settings are: {known}."
+                    )
+        return values
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Build from plain values, so that a bad one is reported with its key and where it came from.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is of the wrong type or out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = (
+                f"{'.'.join(map(str, item['loc'])) or cls.__name__} = {item['input']!r}: {item['msg']}"
+                for item in error.errors()
+            )
+            raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+class ModelConfig(Config):
+    """A BERT encoder's shape, in Hugging Face's names. Defaults are BERT-base's (Devlin et al. 2019, 3)."""
+
+    vocab_size: int = Field(30522, gt=0)
+    hidden_size: int = Field(768, gt=0)
+    num_hidden_layers: int = Field(12, gt=0)
+    num_attention_heads: int = Field(12, gt=0)
+    intermediate_size: int = Field(3072, gt=0)
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "gelu"
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    max_position_embeddings: int = Field(512, gt=0)
+    type_vocab_size: int = Field(2, gt=0)
+    initializer_range: float = Field(0.02, gt=0)
+    layer_norm_eps: float = Field(1e-12, gt=0)
+    pad_token_id: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}. Choose a head count that divides it."
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class TrainConfig(Config):
+    """The training loop, whatever the task. A step is one optimiser step."""
+
+    seed: int = Field(0, ge=0)
+    learning_rate: float = Field(5e-5, gt=0)
+    epochs: float = Field(3.0, gt=0, description="passes over the data; ignored where max_steps is given")
+    max_steps: int | None = Field(None, gt=0)
+    global_batch_size: int = Field(32, gt=0, description="sequences that one step learns from")
+    micro_batch_tokens: int = Field(16384, gt=0, description="tokens, padding included, that go through at once")
+    max_length: int = Field(128, ge=8, description="tokens of a sequence, [CLS] and [SEP] included")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-6, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Precision | Literal["auto"] = Field("auto", description="bf16 autocast where the device has it")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile where it can pay for itself")
+    deterministic: bool = True
+    threads: int | None = Field(None, gt=0, description="CPU threads; all physical cores when not given")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_steps: int = Field(500, gt=0)
+    log_every_steps: int = Field(10, gt=0)
+
+
+class PretrainConfig(TrainConfig):
+    """Masked language modelling and next-sentence prediction (Devlin et al. 2019, 3.1 and A.2)."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    global_batch_size: int = Field(256, gt=0)
+    masked_lm_prob: float = Field(0.15, gt=0, lt=1)
+    short_seq_prob: float = Field(0.1, ge=0, le=1)
+    heldout_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents kept for evaluation")
+    heldout_instances: int = Field(1024, gt=0, description="how many held-out instances an evaluation uses")
+
+
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning from a checkpoint (Devlin et al. 2019, A.3)."""
+
+    bucket_batches: int = Field(
+        16, gt=0, description="batches that are drawn at random together and then sorted by length; 1: no sorting"
+    )
+
+
+def read_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a TOML file with `key=value` overrides on top; dotted keys reach into tables.
+
+    Values are read as TOML, and as plain text where they are not TOML.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or an override has no `=`.
+    """
+    settings: dict[str, Any] = {}
+    if file is not None:
+        try:
+            settings = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{file} does not exist. Give --config a TOML file.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override} has no '='. Write --set key=value, such as --set learning_rate=3e-5.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table = settings
+        *path, name = key.strip().split(".")
+        for part in path:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {override}: '{part}' is a value, not a table.")
+        table[name] = value
+    return settings

@@ -1,0 +1,46 @@
+"""The error tree. Every message states the value, the limit and the remedy.
+
+    BertfastError
+    ├── ConfigError      a setting that is unknown, of the wrong type or out of range
+    ├── DataError        a file or a row that cannot be read as what it was given as
+    ├── ArtifactError    a directory that is absent, torn, of another kind, or already there
+    ├── BackendError     a runtime that is missing, or that executes in another precision than promised
+    └── CheckError       an exported model that does not reproduce its source
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BertfastError(Exception):
+    """Anything that the user can mend. The command line prints it and exits with `exit_status`."""
+
+    exit_status = 2
+
+
+class ConfigError(BertfastError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(BertfastError):
+    """A file or a row cannot be read as what it was given as."""
+
+
+class ArtifactError(BertfastError):
+    """An artefact is absent, torn, of another kind, or in the way."""
+
+
+class BackendError(BertfastError):
+    """A runtime is missing or does not execute in the promised precision."""
+
+
+class CheckError(BertfastError):
+    """An exported model does not reproduce its source."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest of `known`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

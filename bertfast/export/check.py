@@ -1,0 +1,97 @@
+"""What an exported model must show before it is published: the numbers of its source, on awkward batches too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from bertfast.backends import Backend, ServedModel, relative_error, tolerance
+from bertfast.backends.protocol import Arrays
+from bertfast.errors import CheckError
+from bertfast.text.batch import Batch, pad
+from bertfast.text.tokenizer import Encoded
+
+_TEXTS: tuple[tuple[str, str | None], ...] = (
+    ("The parcel was left with a neighbour, who has been away since Tuesday.", None),
+    ("Why does the pump stop?", "A float switch cuts the current once the cistern is full."),
+    ("No.", None),
+    ("Prices rose 3.2% in March; rents, however, did not.", "Rents stayed where they were."),
+    ("caf\u00e9, na\u00efve, \u00e5ngstr\u00f6m, \u6771\u4eac, \u041c\u043e\u0441\u043a\u0432\u0430 \U0001f600", None),
+    ("It rained for nine days. " * 8, "The river broke its banks on the tenth day, below the old mill. " * 5),
+    ("She sold the boat.", "The boat was never hers to sell, her brother said."),
+    ("ten eleven twelve", ""),
+)
+
+
+def check_export(model: ServedModel, source: Backend, exported: Backend) -> dict[str, float]:
+    """Compare a backend with its source; returns the largest relative error of each check.
+
+    Raises:
+        CheckError: an error exceeds the backend's tolerance, or an output is not finite.
+    """
+    limit = tolerance(exported.name, exported.precision)
+    per_token = model.task.per_token
+    runs = [(name, batch, exported.run(batch), source.run(batch)) for name, batch in _batches(model)]
+    scales = {name: max(float(np.abs(expected[name]).max()) for *_, expected in runs) for name in model.task.outputs}
+    errors = {name: _compare(actual, expected, batch, per_token, scales) for name, batch, actual, expected in runs}
+    errors["padding invariance"] = _padding_invariance(model, exported, scales)
+    errors["batch order"] = _batch_order(model, exported, scales)
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= limit:
+        raise CheckError(
+            f"{exported.name} differs from the source on '{worst}' by {errors[worst]:.2e} (relative), and "
+            f"{limit:.0e} is allowed in {exported.precision.value}. Nothing was published."
+        )
+    return errors
+
+
+def _batches(model: ServedModel) -> Iterator[tuple[str, Batch]]:
+    """Real tokens in the shapes that break exports."""
+    rows = _encoded(model)
+    pad_id = model.vocabulary.tokenizer.pad_id
+    longest = max(rows, key=len)
+    yield "ragged batch, both segments", pad(rows, pad_id)
+    yield "one sequence", pad(rows[:1], pad_id)
+    for length in (1, 2, 7, model.max_length):
+        ids, types = np.resize(longest.input_ids, length), np.resize(longest.token_type_ids, length)
+        yield f"length {length}", pad([Encoded(ids.tolist(), types.tolist())], pad_id)
+    yield "rows of nothing but padding", pad([*rows[:2], Encoded([], []), Encoded([], [])], pad_id)
+
+
+def _encoded(model: ServedModel) -> list[Encoded]:
+    return model.vocabulary.tokenizer.encode(_TEXTS, model.max_length)
+
+
+def _compare(
+    actual: Arrays, expected: Arrays, batch: Batch, per_token: Sequence[str], scales: Mapping[str, float]
+) -> float:
+    """The largest error on real rows and tokens, relative to an output's largest magnitude over all batches."""
+    worst = 0.0
+    for name, values in expected.items():
+        if not np.isfinite(actual[name]).all():
+            return float("inf")
+        real = batch.attention_mask.astype(bool) if name in per_token else batch.lengths > 0
+        if real.any():
+            worst = max(worst, relative_error(actual[name][real], values[real], scales[name]))
+    return worst
+
+
+def _padding_invariance(model: ServedModel, backend: Backend, scales: Mapping[str, float]) -> float:
+    """The same rows with more padding behind them give the same numbers."""
+    rows, pad_id = _encoded(model)[:4], model.vocabulary.tokenizer.pad_id
+    longest = max(map(len, rows))
+    short, long = pad(rows, pad_id), pad(rows, pad_id, min(model.max_length, longest + 17))
+    padded = {
+        name: values[:, :longest] if name in model.task.per_token else values
+        for name, values in backend.run(long).items()
+    }
+    return _compare(padded, backend.run(short), short, model.task.per_token, scales)
+
+
+def _batch_order(model: ServedModel, backend: Backend, scales: Mapping[str, float]) -> float:
+    """The same rows in another order give the same numbers, in that order."""
+    batch = pad(_encoded(model), model.vocabulary.tokenizer.pad_id)
+    turned = Batch(batch.input_ids[::-1].copy(), batch.attention_mask[::-1].copy(), batch.token_type_ids[::-1].copy())
+    straight = {name: values[::-1] for name, values in backend.run(batch).items()}
+    return _compare(backend.run(turned), straight, turned, model.task.per_token, scales)

@@ -1,0 +1,67 @@
+"""`bertfast export`: build the graph, check it in every runtime that is here, publish it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from bertfast import artifact
+from bertfast.backends import ServedModel, available, open_backend, open_served
+from bertfast.backends.served import ONNX_FILE
+from bertfast.config import Precision
+from bertfast.errors import ArtifactError, BackendError
+from bertfast.export.check import check_export
+from bertfast.export.graph import build_graph
+from bertfast.model.weights import load_weights, open_checkpoint
+
+Checks = dict[str, dict[str, float]]
+
+
+def export(checkpoint_path: Path, out: Path, *, overwrite: bool = False) -> Checks:
+    """Export a checkpoint as an fp32 ONNX artefact; returns the errors of each check in each runtime.
+
+    Raises:
+        CheckError: a runtime does not reproduce the source; nothing is published.
+        BackendError: no runtime for ONNX is installed, so nothing could be checked.
+    """
+    served = open_served(checkpoint_path)
+    if served.kind != "checkpoint":
+        raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
+    runtimes = [item for item in available() if item.kind == "onnx" and item.version is not None]
+    if not runtimes:
+        raise BackendError("an export is checked before it is published, and no runtime is here: pip install 'bertfast[cpu]'")
+    parents = {"checkpoint": served.sha256}
+    with artifact.create(
+        out,
+        "onnx",
+        task=served.task.name,
+        precision=Precision.FP32,
+        labels=served.vocabulary.labels,
+        parents=parents,
+        overwrite=overwrite,
+    ) as draft:
+        onnx.save(_model(served), draft.path / ONNX_FILE)
+        served.vocabulary.tokenizer.save(draft.path)
+        checks = _check(served, draft.path, [item.name for item in runtimes])
+        draft.settings = {"max_length": served.max_length, "checks": checks}
+    return checks
+
+
+def _model(served: ServedModel) -> onnx.ModelProto:
+    checkpoint = open_checkpoint(served.path)
+    module = served.task.build(checkpoint.config, len(served.vocabulary.labels))
+    load_weights(module, served.path)
+    weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
+    return build_graph(served.task.architecture, weights, checkpoint.config)
+
+
+def _check(served: ServedModel, draft: Path, runtimes: list[str]) -> Checks:
+    exported = replace(served, path=draft, kind="onnx", precision=Precision.FP32)
+    checks: Checks = {}
+    with open_backend(served, "torch") as source:
+        for name in runtimes:
+            with open_backend(exported, name) as backend:
+                checks[name] = check_export(exported, source, backend)
+    return checks

@@ -1,0 +1,193 @@
+"""The ONNX graph of a BERT, written node by node from its weights.
+
+No tracing: what stands here is what the file holds, whatever version of torch is installed. Plain form, stock
+operators of opset 21, one MatMul a Linear under the parameter's own name, and no shape arithmetic but one: the
+position embeddings are cut to the sequence's length.
+
+Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from bertfast.config import ModelConfig
+
+OPSET = 21
+IR_VERSION = 10
+MASKED_SCORE = -1e4  # as in model/encoder.py
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class Graph:
+    """Nodes and constants as they are added; every method returns the name of the value it adds."""
+
+    weights: Weights
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def op(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Add a node; its output carries the node's name."""
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: npt.ArrayLike, dtype: type = np.float32) -> str:
+        """Add a constant once; the same name is the same value."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def parameter(self, name: str, *, transposed: bool = False) -> str:
+        """Add a parameter of the model under its own name; `transposed` as the [in, out] operand of a MatMul."""
+        value = self.weights[name]
+        return self.constant(name, np.ascontiguousarray(value.T) if transposed else value)
+
+    def linear(self, hidden: str, name: str) -> str:
+        product = self.op("MatMul", [hidden, self.parameter(f"{name}.weight", transposed=True)], f"{name}/MatMul")
+        return self.op("Add", [product, self.parameter(f"{name}.bias")], f"{name}/Add")
+
+    def layer_norm(self, hidden: str, name: str, epsilon: float) -> str:
+        inputs = [hidden, self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
+        return self.op("LayerNormalization", inputs, f"{name}/LayerNormalization", axis=-1, epsilon=epsilon)
+
+    def activation(self, hidden: str, name: str, kind: str) -> str:
+        if kind == "relu":
+            return self.op("Relu", [hidden], f"{name}/Relu")
+        return self.op("Gelu", [hidden], f"{name}/Gelu", approximate="none" if kind == "gelu" else "tanh")
+
+
+def build_graph(architecture: str, weights: Weights, config: ModelConfig) -> onnx.ModelProto:
+    """The model of `architecture` with dynamic batch and sequence.
+
+    Args:
+        weights: float32 parameters by their names in the checkpoint.
+    """
+    graph = Graph(weights)
+    hidden = _encoder(graph, config)
+    outputs = _HEADS[architecture](graph, hidden, config)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
+    body = helper.make_graph(graph.nodes, architecture, inputs, results, list(graph.constants.values()))
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bertfast", ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _encoder(graph: Graph, config: ModelConfig) -> str:
+    hidden = _embeddings(graph, config)
+    mask_B11S = _mask(graph)
+    for number in range(config.num_hidden_layers):
+        hidden = _layer(graph, hidden, mask_B11S, f"bert.encoder.layer.{number}", config)
+    return hidden
+
+
+def _embeddings(graph: Graph, config: ModelConfig) -> str:
+    prefix = "bert.embeddings"
+
+    def embedding(kind: str, ids: str) -> str:
+        table = graph.parameter(f"{prefix}.{kind}_embeddings.weight")
+        return graph.op("Gather", [table, ids], f"{prefix}.{kind}_embeddings/Gather")
+
+    length = graph.op("Shape", ["input_ids"], f"{prefix}/sequence", start=1, end=2)
+    zero = graph.constant("zero", [0], np.int64)
+    table = graph.parameter(f"{prefix}.position_embeddings.weight")
+    positions = graph.op("Slice", [table, zero, length, zero], f"{prefix}.position_embeddings/Slice")
+    words_and_types = [embedding("word", "input_ids"), embedding("token_type", "token_type_ids")]
+    summed = graph.op("Add", words_and_types, f"{prefix}/Add")
+    summed = graph.op("Add", [summed, positions], f"{prefix}/Add_positions")
+    return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
+
+
+def _mask(graph: Graph) -> str:
+    """What is added to the scores, [B, 1, 1, S]: 0 on real tokens, MASKED_SCORE on padding."""
+    real = graph.op("Cast", ["attention_mask"], "mask/Cast", to=TensorProto.FLOAT)
+    padding = graph.op("Sub", [graph.constant("one", 1.0), real], "mask/Sub")
+    scores = graph.op("Mul", [padding, graph.constant("masked_score", MASKED_SCORE)], "mask/Mul")
+    return graph.op("Unsqueeze", [scores, graph.constant("mask_axes", [1, 2], np.int64)], "mask/Unsqueeze")
+
+
+def _layer(graph: Graph, hidden: str, mask: str, prefix: str, config: ModelConfig) -> str:
+    context = _self_attention(graph, hidden, mask, f"{prefix}.attention.self", config)
+    attended = _residual(graph, context, hidden, f"{prefix}.attention.output", config)
+    wide = graph.linear(attended, f"{prefix}.intermediate.dense")
+    wide = graph.activation(wide, f"{prefix}.intermediate", config.hidden_act)
+    return _residual(graph, wide, attended, f"{prefix}.output", config)
+
+
+def _self_attention(graph: Graph, hidden: str, mask: str, prefix: str, config: ModelConfig) -> str:
+    heads = graph.constant("heads_shape", [0, 0, config.num_attention_heads, config.head_size], np.int64)
+
+    def split(kind: str, order: list[int]) -> str:
+        name = f"{prefix}.{kind}"
+        shaped = graph.op("Reshape", [graph.linear(hidden, name), heads], f"{name}/Reshape")
+        return graph.op("Transpose", [shaped], f"{name}/Transpose", perm=order)
+
+    query = split("query", [0, 2, 1, 3])
+    key_BADS, value = split("key", [0, 2, 3, 1]), split("value", [0, 2, 1, 3])
+    scale = graph.constant("attention_scale", 1 / math.sqrt(config.head_size))
+    query = graph.op("Mul", [query, scale], f"{prefix}/scale")
+    scores = graph.op("MatMul", [query, key_BADS], f"{prefix}/scores")
+    scores = graph.op("Add", [scores, mask], f"{prefix}/masked")
+    probabilities = graph.op("Softmax", [scores], f"{prefix}/Softmax", axis=-1)
+    context = graph.op("MatMul", [probabilities, value], f"{prefix}/context")
+    context = graph.op("Transpose", [context], f"{prefix}/Transpose", perm=[0, 2, 1, 3])
+    flat = graph.constant("hidden_shape", [0, 0, config.hidden_size], np.int64)
+    return graph.op("Reshape", [context, flat], f"{prefix}/Reshape")
+
+
+def _residual(graph: Graph, hidden: str, residual: str, prefix: str, config: ModelConfig) -> str:
+    summed = graph.op("Add", [graph.linear(hidden, f"{prefix}.dense"), residual], f"{prefix}/Add")
+    return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
+
+
+def _pooled(graph: Graph, hidden: str) -> str:
+    first = graph.op("Gather", [hidden, graph.constant("first", 0, np.int64)], "bert.pooler/first", axis=1)
+    return graph.op("Tanh", [graph.linear(first, "bert.pooler.dense")], "bert.pooler/Tanh")
+
+
+def _named(graph: Graph, value: str, name: str) -> str:
+    """Let the node that makes `value` give it the name of a graph output."""
+    node = next(node for node in graph.nodes if node.output[0] == value)
+    node.output[0] = name
+    return name
+
+
+def _classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+    _named(graph, graph.linear(_pooled(graph, hidden), "classifier"), "logits")
+    return {"logits": ["batch", len(graph.weights["classifier.bias"])]}
+
+
+def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+    prefix = "cls.predictions"
+    transformed = graph.linear(hidden, f"{prefix}.transform.dense")
+    transformed = graph.activation(transformed, f"{prefix}.transform", config.hidden_act)
+    transformed = graph.layer_norm(transformed, f"{prefix}.transform.LayerNorm", config.layer_norm_eps)
+    words = graph.parameter("bert.embeddings.word_embeddings.weight")
+    decoder = graph.op("Transpose", [words], f"{prefix}.decoder/Transpose", perm=[1, 0])
+    scores = graph.op("MatMul", [transformed, decoder], f"{prefix}.decoder/MatMul")
+    bias = graph.parameter(f"{prefix}.bias")
+    _named(graph, graph.op("Add", [scores, bias], f"{prefix}.decoder/Add"), "prediction_logits")
+    _named(graph, graph.linear(_pooled(graph, hidden), "cls.seq_relationship"), "seq_relationship_logits")
+    return {
+        "prediction_logits": ["batch", "sequence", config.vocab_size],
+        "seq_relationship_logits": ["batch", 2],
+    }
+
+
+_HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
+    "BertForSequenceClassification": _classification,
+    "BertForPreTraining": _pretraining,
+}

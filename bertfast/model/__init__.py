@@ -1,0 +1,1 @@
+"""The BERT encoder and its heads in PyTorch, and their weights in Hugging Face's layout."""

@@ -1,0 +1,86 @@
+"""What stands on the encoder: the pretraining heads and the classifier, under Hugging Face's names.
+
+Shapes: B sequences, S tokens, H hidden size, M masked positions, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bertfast.config import ModelConfig
+from bertfast.model.encoder import BertModel, activation
+
+
+class BertTransform(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation(config.hidden_act)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden)))  # type: ignore[no-any-return]
+
+
+class BertPredictions(nn.Module):
+    """The MLM head. Its decoder is the word embedding itself; only the bias is its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.transform = BertTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, word_embeddings_VH: Tensor) -> Tensor:
+        return nn.functional.linear(self.transform(hidden), word_embeddings_VH, self.bias)
+
+
+class BertPreTrainingHeads(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.predictions = BertPredictions(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class BertForPreTraining(nn.Module):
+    """Encoder with the MLM and NSP heads."""
+
+    def __init__(self, config: ModelConfig, num_labels: int = 2) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config)
+        self.cls = BertPreTrainingHeads(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        masked_positions: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """`prediction_logits` [M, V] at `masked_positions` (int64 [M], into the flattened batch), or [B, S, V]
+        where none are given, and `seq_relationship_logits` [B, 2] (0: IsNext)."""
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids)
+        pooled_BH = self.bert.pooler(hidden_BSH)
+        if masked_positions is not None:
+            hidden_BSH = hidden_BSH.flatten(0, 1).index_select(0, masked_positions)
+        return {
+            "prediction_logits": self.cls.predictions(hidden_BSH, self.bert.embeddings.word_embeddings.weight),
+            "seq_relationship_logits": self.cls.seq_relationship(pooled_BH),
+        }
+
+
+class BertForSequenceClassification(nn.Module):
+    """Encoder with dropout and a linear classifier on the pooled first token."""
+
+    def __init__(self, config: ModelConfig, num_labels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+        """`logits` [B, C]."""
+        pooled_BH = self.bert.pooler(self.bert(input_ids, attention_mask, token_type_ids))
+        return {"logits": self.classifier(self.dropout(pooled_BH))}

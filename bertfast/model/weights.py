@@ -1,0 +1,171 @@
+"""Checkpoints in and out: a directory that is an artefact of ours and, at the same time, an ordinary Hugging Face one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertfast import artifact
+from bertfast.config import ModelConfig
+from bertfast.errors import ArtifactError
+from bertfast.text import tokenizer as tokenization
+from bertfast.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SENTENCE_TRANSFORMER = "SentenceTransformer"
+_HEADLESS = ("embeddings.", "encoder.", "pooler.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint directory says of itself; its weights are read by `load_weights`.
+
+    Attributes:
+        task: the task that our manifest names; None for a foreign directory.
+        architecture: the class that config.json names, or SENTENCE_TRANSFORMER; None where there is neither.
+        labels: class names in the order of the logits; empty for a bare encoder.
+        sha256: identity of the artefact, or of the weights file of a foreign directory.
+    """
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    task: str | None
+    architecture: str | None
+    labels: tuple[str, ...]
+    sha256: str
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read what a checkpoint of ours or a foreign Hugging Face BERT directory is, without its weights.
+
+    Raises:
+        ArtifactError: it is not a checkpoint, not a BERT, not whole, or its vocabulary and weights do not fit.
+    """
+    manifest = artifact.open_manifest(path, "checkpoint") if (path / artifact.MANIFEST).is_file() else None
+    settings = _read_config(path)
+    config = model_config(settings, path / CONFIG_FILE)
+    tokenizer = tokenization.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ArtifactError(
+            f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the weights hold {config.vocab_size} "
+            "embeddings. Put the tokenizer there that the model was trained with."
+        )
+    weights = path / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ArtifactError(f"{path} has no {WEIGHTS_FILE}. Save the model with `save_pretrained` of transformers.")
+    foreign_labels = sorted(settings.get("id2label", {}).items(), key=lambda item: int(item[0]))
+    architectures = settings.get("architectures") or [None]
+    return Checkpoint(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        task=manifest.task if manifest else None,
+        architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
+        labels=manifest.labels if manifest else tuple(label for _, label in foreign_labels),
+        sha256=manifest.sha256 if manifest else artifact.sha256_of(weights),
+    )
+
+
+def load_weights(model: nn.Module, path: Path, *, encoder_only: bool = False) -> list[str]:
+    """Fill `model` from a checkpoint directory; returns the names of the parameters that keep their initial values.
+
+    Args:
+        encoder_only: leave the head as it is, because the checkpoint's head serves another task or other labels.
+    Raises:
+        ArtifactError: the file is cut short, an encoder weight is missing, or a shape differs.
+    """
+    file = path / WEIGHTS_FILE
+    stored = {f"bert.{name}" if name.startswith(_HEADLESS) else name: t for name, t in read_tensors(file).items()}
+    wanted = model.state_dict()
+    if encoder_only:
+        stored = {name: tensor for name, tensor in stored.items() if name.startswith("bert.")}
+    missing = [name for name in wanted if name not in stored]
+    lost = [name for name in missing if name.startswith("bert.") and not name.startswith("bert.pooler.")]
+    if lost:
+        raise ArtifactError(
+            f"{file} lacks {lost[0]} ({len(lost)} encoder weights in all). It is not the model that {CONFIG_FILE} "
+            "describes."
+        )
+    for name, target in wanted.items():
+        if name in stored and stored[name].shape != target.shape:
+            raise ArtifactError(
+                f"{file}: {name} has shape {tuple(stored[name].shape)}, and {CONFIG_FILE} asks for "
+                f"{tuple(target.shape)}. Vocabulary, configuration and weights must be of one model."
+            )
+    model.load_state_dict({name: stored[name] for name in wanted if name in stored}, strict=False)
+    return missing
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; ArtifactError where it is cut short or not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ArtifactError(f"{file} is not a whole safetensors file ({error}). Copy it again or make it anew.") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors, on the CPU and contiguous."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {"format": "pt"})
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, tokenizer: Tokenizer, architecture: str, labels: tuple[str, ...]
+) -> None:
+    """Write weights, configuration and tokenizer into a draft, in Hugging Face's layout."""
+    save_tensors(model.state_dict(), directory / WEIGHTS_FILE)
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    settings: dict[str, Any] = {"model_type": "bert", "architectures": [architecture], **config.model_dump()}
+    settings |= {"position_embedding_type": "absolute", "dtype": "float32", "tie_word_embeddings": True}
+    if labels:
+        settings["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        settings["label2id"] = {label: index for index, label in enumerate(labels)}
+    (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    tokenizer.save(directory)
+
+
+def model_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
+    """The encoder's shape from a Hugging Face config.json.
+
+    Raises:
+        ArtifactError: another model type, or a variant of BERT that changes the arithmetic.
+    """
+    model_type = settings.get("model_type")
+    if model_type != "bert":
+        raise ArtifactError(f"{source} has model_type '{model_type}'. bertfast runs 'bert'.")
+    if settings.get("position_embedding_type") not in (None, "absolute"):
+        raise ArtifactError(
+            f"{source} has position_embedding_type '{settings['position_embedding_type']}'; only 'absolute' is supported."
+        )
+    if settings.get("is_decoder"):
+        raise ArtifactError(f"{source} is a decoder (is_decoder), and bertfast runs encoders.")
+    return ModelConfig.parse({key: settings[key] for key in ModelConfig.model_fields if key in settings}, str(source))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not path.exists():
+            raise ArtifactError(f"{path} does not exist. Give a checkpoint directory.") from None
+        raise ArtifactError(f"{path} has no {CONFIG_FILE}: it is not a checkpoint directory.") from None
+    except NotADirectoryError:
+        raise ArtifactError(f"{path} is a file, and a checkpoint is a directory.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path / CONFIG_FILE} is damaged: {error}. Copy the checkpoint again.") from None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{path / CONFIG_FILE} does not hold an object. Copy the checkpoint again.")
+    return settings

@@ -1,0 +1,110 @@
+"""Pretraining: masked language modelling and next-sentence prediction, jointly (Devlin et al. 2019, 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertfast.config import ModelConfig
+from bertfast.errors import DataError
+from bertfast.tasks.registry import Answer, Outputs, Task, Vocabulary, read_text_or_pair
+from bertfast.text.batch import IGNORE_INDEX, Int64
+from bertfast.text.tokenizer import Encoded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_CANDIDATES = 5
+
+
+def decode(outputs: Outputs, encoded: Sequence[Encoded], vocabulary: Vocabulary) -> list[Answer]:
+    """`{"masks": [[{"token", "score"}, ...], ...], "is_next"}`: the best tokens for each [MASK] of the request, and
+    the probability that the second segment follows the first."""
+    answers: list[Answer] = []
+    for row, sequence in enumerate(encoded):
+        places = [i for i, token in enumerate(sequence.input_ids) if token == vocabulary.tokenizer.mask_id]
+        masks = [_best_tokens(outputs["prediction_logits"][row, place], vocabulary) for place in places]
+        is_next = float(_softmax(outputs["seq_relationship_logits"][row])[0])
+        answers.append({"masks": masks, "is_next": is_next})
+    return answers
+
+
+def _best_tokens(logits: np.ndarray, vocabulary: Vocabulary) -> list[Answer]:
+    probabilities = _softmax(logits)
+    best = np.argsort(-probabilities, kind="stable")[:_CANDIDATES]
+    tokens = vocabulary.tokenizer.tokens(best.tolist())
+    return [
+        {"token": token, "score": float(p)} for token, p in zip(tokens, probabilities[best], strict=True)
+    ]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def score(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, float]:
+    raise DataError(
+        "a pretraining checkpoint is scored on held-out text by 'bertfast train pretrain', not on labelled rows. "
+        "Leave the labels out to measure its speed only, or fine-tune it first."
+    )
+
+
+def build(config: ModelConfig, num_labels: int) -> nn.Module:
+    from bertfast.model.encoder import initialize
+    from bertfast.model.heads import BertForPreTraining
+
+    model = BertForPreTraining(config)
+    initialize(model, config.initializer_range)
+    return model
+
+
+def forward(model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return model(**inputs, masked_positions=targets["masked_positions"])  # type: ignore[no-any-return]
+
+
+def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Summed cross-entropies in nats; masked slots that hold no token (IGNORE_INDEX) count for nothing."""
+    from torch.nn.functional import cross_entropy
+
+    return {
+        "mlm": cross_entropy(
+            outputs["prediction_logits"].float(), targets["masked_labels"], reduction="sum", ignore_index=IGNORE_INDEX
+        ),
+        "nsp": cross_entropy(
+            outputs["seq_relationship_logits"].float(), targets["next_sentence_labels"], reduction="sum"
+        ),
+    }
+
+
+def correct(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        "mlm": (outputs["prediction_logits"].argmax(-1) == targets["masked_labels"]).sum(),
+        "nsp": (outputs["seq_relationship_logits"].argmax(-1) == targets["next_sentence_labels"]).sum(),
+    }
+
+
+def counts(targets: Mapping[str, Int64]) -> dict[str, int]:
+    return {
+        "mlm": int((targets["masked_labels"] != IGNORE_INDEX).sum()),
+        "nsp": len(targets["next_sentence_labels"]),
+    }
+
+
+PRETRAIN = Task(
+    name="pretrain",
+    architecture="BertForPreTraining",
+    outputs=("prediction_logits", "seq_relationship_logits"),
+    per_token=("prediction_logits",),
+    metric="nsp_accuracy",
+    read_request=read_text_or_pair,
+    decode=decode,
+    score=score,
+    build=build,
+    forward=forward,
+    losses=losses,
+    correct=correct,
+    counts=counts,
+)

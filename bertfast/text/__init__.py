@@ -1,0 +1,1 @@
+"""From text to batches: documents, sentences, tokens, corpus shards, instances, labelled rows."""

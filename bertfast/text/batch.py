@@ -1,0 +1,109 @@
+"""Batch, the only thing that a model or a backend takes, and the grouping of sequences into batches.
+
+Shapes: B sequences, S tokens of a sequence (padding included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bertfast.text.tokenizer import Encoded
+
+Int64 = npt.NDArray[np.int64]
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences.
+
+    Attributes:
+        input_ids: int64 [B, S].
+        attention_mask: int64 [B, S], 1 on real tokens and 0 on padding.
+        token_type_ids: int64 [B, S].
+    """
+
+    input_ids: Int64
+    attention_mask: Int64
+    token_type_ids: Int64
+
+    @property
+    def arrays(self) -> dict[str, Int64]:
+        """The model's inputs by name, in the order of every exported signature."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "token_type_ids": self.token_type_ids,
+        }
+
+    @property
+    def lengths(self) -> Int64:
+        """int64 [B]: real tokens of each sequence."""
+        return self.attention_mask.sum(axis=1)
+
+    @property
+    def real_tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A batch and what is to be learnt from it.
+
+    Attributes:
+        targets: int64 arrays by name, as the task's loss expects them.
+    """
+
+    batch: Batch
+    targets: Mapping[str, Int64] = field(default_factory=dict)
+
+
+def pad(sequences: Sequence[Encoded], pad_id: int, length: int | None = None) -> Batch:
+    """Pad sequences on the right to `length`, or to the longest of them."""
+    longest = max(map(len, sequences))
+    length = length or longest
+    if longest > length:
+        raise ValueError(f"a sequence of {longest} tokens does not fit into {length}")
+    shape = (len(sequences), length)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    token_type_ids = np.zeros(shape, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence.input_ids
+        attention_mask[row, : len(sequence)] = 1
+        token_type_ids[row, : len(sequence)] = sequence.token_type_ids
+    return Batch(input_ids, attention_mask, token_type_ids)
+
+
+def unpad(batch: Batch) -> list[Encoded]:
+    """The sequences of a batch without their padding: the inverse of `pad`."""
+    return [
+        Encoded(ids[:length].tolist(), types[:length].tolist())
+        for ids, types, length in zip(batch.input_ids, batch.token_type_ids, batch.lengths, strict=True)
+    ]
+
+
+def group_by_budget(lengths: Sequence[int], max_tokens: int, max_sequences: int) -> Iterator[Int64]:
+    """Yield index arrays of similar length, the longest first: rows times the longest row stays in the budget.
+
+    A sequence that alone exceeds the budget makes a batch of its own.
+
+    Args:
+        lengths: tokens of each sequence.
+        max_tokens: padded tokens of one batch.
+        max_sequences: rows of one batch.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        rows = max(1, min(max_sequences, max_tokens // longest))
+        yield order[start : start + rows]
+        start += rows

@@ -1,0 +1,190 @@
+"""A corpus: tokens, sentence offsets and document offsets as flat files, read through memory maps.
+
+    tokens-00000.bin, ...  uint16 or uint32, the token ids of all sentences, cut into shards between sentences
+    sentences.bin          int64 [num_sentences + 1], where each sentence starts among all tokens
+    documents.bin          int64 [num_documents + 1], where each document starts among all sentences
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bertfast import artifact
+from bertfast.errors import ArtifactError, DataError
+from bertfast.text import sentences as segmentation
+from bertfast.text import tokenizer as tokenization
+from bertfast.text.batch import Int64
+from bertfast.text.tokenizer import Tokenizer
+
+SHARD_TOKENS = 1 << 27
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus.
+
+    Attributes:
+        path: the artefact.
+        sha256: its identity, for the manifests of what is made from it.
+        tokenizer: the tokenizer whose ids it holds.
+        shards: token arrays, in order.
+        shard_starts: where each shard starts among all tokens.
+        sentence_offsets: int64 [num_sentences + 1].
+        document_offsets: int64 [num_documents + 1].
+    """
+
+    path: Path
+    sha256: str
+    tokenizer: Tokenizer
+    shards: Sequence[npt.NDArray[np.unsignedinteger]]
+    shard_starts: Sequence[int]
+    sentence_offsets: Int64
+    document_offsets: Int64
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_offsets) - 1
+
+    @property
+    def num_sentences(self) -> int:
+        return len(self.sentence_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.sentence_offsets[-1])
+
+    def tokens(self, first_sentence: int, last_sentence: int) -> Int64:
+        """int64 token ids of the sentences `first_sentence` up to, not including, `last_sentence`."""
+        parts: list[Int64] = []
+        start, end = int(self.sentence_offsets[first_sentence]), int(self.sentence_offsets[last_sentence])
+        while start < end:
+            shard = bisect_right(self.shard_starts, start) - 1
+            offset = start - self.shard_starts[shard]
+            part = self.shards[shard][offset : offset + end - start]
+            parts.append(part.astype(np.int64))
+            start += len(part)
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def token_counts(self) -> Int64:
+        """int64 [vocab_size]: how often each token occurs."""
+        size = self.tokenizer.vocab_size
+        return sum((np.bincount(shard, minlength=size) for shard in self.shards), np.zeros(size, np.int64))
+
+
+def build_corpus(
+    documents: Iterable[str],
+    out: Path,
+    tokenizer: Tokenizer,
+    *,
+    newlines: segmentation.Newlines = "auto",
+    overwrite: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
+    on_documents: Callable[[int], object] | None = None,
+) -> None:
+    """Segment, tokenise and write documents as a corpus; memory does not grow with the text.
+
+    Args:
+        documents: texts, read once as a stream.
+        newlines: see `sentences.split_document`.
+        shard_tokens: tokens after which a new token file is begun.
+        on_documents: called with the number of documents done since the last call.
+    Raises:
+        DataError: fewer than two documents, of which next-sentence prediction could take none.
+        ArtifactError: `out` is in the way.
+    """
+    with artifact.create(out, "corpus", overwrite=overwrite) as draft:
+        shard_starts, counts = _write_tokens(documents, draft.path, tokenizer, newlines, shard_tokens, on_documents)
+        if counts["documents"] < 2:
+            raise DataError(
+                f"the inputs hold {counts['documents']} document(s), and next-sentence prediction needs at least 2. "
+                "Separate documents by a blank line, or pass --documents file where each file is one."
+            )
+        tokenizer.save(draft.path)
+        draft.settings = {"token_dtype": _token_dtype(tokenizer).name, "shard_starts": shard_starts, **counts}
+
+
+def open_corpus(path: Path) -> Corpus:
+    """Open a corpus; sizes are checked, hashes are not (a corpus may hold many gigabytes).
+
+    Raises:
+        ArtifactError: it is not a corpus, or not whole.
+    """
+    manifest = artifact.open_manifest(path, "corpus", verify_hashes=False)
+    try:
+        dtype = np.dtype(manifest.settings["token_dtype"])
+        shard_starts = manifest.settings["shard_starts"]
+    except KeyError as error:
+        raise ArtifactError(f"{path}: the manifest lacks {error}. Build the corpus again.") from None
+    return Corpus(
+        path=path,
+        sha256=manifest.sha256,
+        tokenizer=tokenization.load(path / "tokenizer.json"),
+        shards=[np.memmap(_shard_path(path, i), dtype, mode="r") for i in range(len(shard_starts))],
+        shard_starts=shard_starts,
+        sentence_offsets=np.fromfile(path / "sentences.bin", np.int64),
+        document_offsets=np.fromfile(path / "documents.bin", np.int64),
+    )
+
+
+def _shard_path(root: Path, number: int) -> Path:
+    return root / f"tokens-{number:05d}.bin"
+
+
+def _token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+def _tokenized(
+    documents: Iterable[str], tokenizer: Tokenizer, newlines: segmentation.Newlines
+) -> Iterator[list[list[list[int]]]]:
+    """Groups of documents, each a list of sentences, each a list of token ids; none is empty."""
+    stream = iter(documents)
+    while group := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
+        split = [list(segmentation.split_document(text, newlines)) for text in group]
+        ids = iter(tokenizer.ids_of_texts([sentence for document in split for sentence in document]))
+        tokenized = ([sentence for sentence in itertools.islice(ids, len(document)) if sentence] for document in split)
+        yield [document for document in tokenized if document]
+
+
+def _write_tokens(
+    documents: Iterable[str],
+    root: Path,
+    tokenizer: Tokenizer,
+    newlines: segmentation.Newlines,
+    shard_tokens: int,
+    on_documents: Callable[[int], object] | None,
+) -> tuple[list[int], dict[str, int]]:
+    dtype = _token_dtype(tokenizer)
+    counts = {"documents": 0, "sentences": 0, "tokens": 0}
+    shard_starts: list[int] = []
+    with ExitStack() as stack:
+        sentence_file = stack.enter_context((root / "sentences.bin").open("wb"))
+        document_file = stack.enter_context((root / "documents.bin").open("wb"))
+        token_file = None
+        sentence_file.write(np.int64(0).tobytes())
+        document_file.write(np.int64(0).tobytes())
+        for group in _tokenized(documents, tokenizer, newlines):
+            if token_file is None or counts["tokens"] - shard_starts[-1] >= shard_tokens:
+                token_file = stack.enter_context(_shard_path(root, len(shard_starts)).open("wb"))
+                shard_starts.append(counts["tokens"])
+            sentences = [sentence for document in group for sentence in document]
+            token_file.write(np.fromiter(itertools.chain.from_iterable(sentences), dtype).tobytes())
+            ends = np.cumsum([len(sentence) for sentence in sentences], dtype=np.int64) + counts["tokens"]
+            sentence_file.write(ends.tobytes())
+            document_ends = np.cumsum([len(document) for document in group], dtype=np.int64) + counts["sentences"]
+            document_file.write(document_ends.tobytes())
+            counts["documents"] += len(group)
+            counts["sentences"] += len(sentences)
+            counts["tokens"] = int(ends[-1]) if len(ends) else counts["tokens"]
+            if on_documents:
+                on_documents(len(group))
+    return shard_starts, counts

@@ -1,0 +1,175 @@
+"""Labelled rows from TSV, CSV, JSON lines and Parquet, each also as .gz, with columns found by their usual names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertfast.config import Config
+from bertfast.errors import DataError, did_you_mean
+from bertfast.text.documents import format_of, read_json_lines, read_lines, read_parquet
+
+TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1")
+PAIR_NAMES = {
+    "sentence1": ("sentence2",),
+    "premise": ("hypothesis",),
+    "question": ("context", "sentence", "answer"),
+    "question1": ("question2",),
+    "text": ("pair", "text_pair"),
+    "sentence": ("pair",),
+}
+LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
+NO_GOLD_LABEL = "-"
+
+Row = dict[str, object]
+
+
+class Columns(Config):
+    """Which columns to read; what is None is found by its usual name."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: a text, for sentence pairs its second text, and its label as written (stripped)."""
+
+    text: str
+    pair: str | None
+    label: str | None
+
+
+def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: bool = True) -> list[Example]:
+    """Read a labelled file. Rows whose label is `-` (annotators disagreed, as in SNLI and MNLI) are left out.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or a row lacks its text or label.
+    """
+    rows = _rows(path)
+    try:
+        first = next(rows)
+    except StopIteration:
+        raise DataError(f"{path} has no rows.") from None
+    names = _find_columns(path, list(first[1]), columns or Columns(), labels_needed)
+    examples = [_example(path, first, names)]
+    examples.extend(_example(path, row, names) for row in rows)
+    kept = [example for example in examples if example.label != NO_GOLD_LABEL]
+    if not kept:
+        raise DataError(f"{path}: all {len(examples)} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
+    return kept
+
+
+def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The distinct labels: in numeric order where all are numbers, else in alphabetical order.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    found = {example.label for example in examples if example.label is not None}
+    if len(found) < 2:
+        raise DataError(f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed.")
+    numeric = all(label.lstrip("-").isdigit() for label in found)
+    return tuple(sorted(found, key=int) if numeric else sorted(found))
+
+
+def label_ids(examples: Sequence[Example], names: Sequence[str], source: Path) -> list[int]:
+    """Each row's place in `names`.
+
+    Raises:
+        DataError: a label that `names` lacks.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    for example in examples:
+        if example.label is not None and example.label not in index:
+            raise DataError(
+                f"{source} has the label '{example.label}', and the model knows {', '.join(names)}."
+                f"{did_you_mean(example.label, names)} Correct the file, or train with rows of that label."
+            )
+    return [index[example.label] for example in examples if example.label is not None]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+        "jsonl": read_json_lines,
+        "parquet": read_parquet,
+        "tsv": _read_tsv,
+        "csv": _read_csv,
+    }
+    kind = format_of(path)
+    if kind not in readers:
+        raise DataError(f"{path}: labelled rows come as {', '.join(f'.{name}' for name in readers)} (also .gz).")
+    return readers[kind](path)
+
+
+def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
+    """Tab-separated with a header; quotes are ordinary characters, as in GLUE."""
+    lines = read_lines(path)
+    header = next(lines)[1].split("\t")
+    for number, line in lines:
+        if line:
+            yield number, _named(path, number, header, line.split("\t"))
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    """Comma-separated with a header; quoted fields may span lines."""
+    reader = csv.reader((f"{line}\n" for _, line in read_lines(path)), strict=True)
+    try:
+        header = next(reader)
+        for fields in reader:
+            if fields:
+                yield reader.line_num, _named(path, reader.line_num, header, fields)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num} is not well-formed CSV: {error}. Is a quote left open?") from None
+
+
+def _named(path: Path, number: int, header: Sequence[str], fields: Sequence[str]) -> Row:
+    if len(fields) != len(header):
+        raise DataError(
+            f"{path}:{number} has {len(fields)} fields and the header has {len(header)} ({', '.join(header)})."
+        )
+    return dict(zip(header, fields, strict=True))
+
+
+def _find_columns(path: Path, present: list[str], wanted: Columns, labels_needed: bool) -> Columns:
+    text = _column(path, present, wanted.text, TEXT_NAMES, "--text-column")
+    pair_names = PAIR_NAMES.get(text or "", ("sentence2", "hypothesis", "pair"))
+    pair = _column(path, present, wanted.pair, pair_names, "--pair-column", needed=False)
+    label = _column(path, present, wanted.label, LABEL_NAMES, "--label-column", needed=labels_needed)
+    return Columns(text=text, pair=pair, label=label)
+
+
+def _column(
+    path: Path, present: list[str], given: str | None, usual: Sequence[str], option: str, *, needed: bool = True
+) -> str | None:
+    if given is not None:
+        if given not in present:
+            raise DataError(
+                f"{path} has no column '{given}'; it has {', '.join(present)}.{did_you_mean(given, present)}"
+            )
+        return given
+    found = next((name for name in usual if name in present), None)
+    if found is None and needed:
+        near = next((hint for name in usual if (hint := did_you_mean(name, present))), "")
+        raise DataError(
+            f"{path} has none of the columns {', '.join(usual)}; it has {', '.join(present)}.{near} Name it with {option}."
+        )
+    return found
+
+
+def _example(path: Path, row: tuple[int, Row], names: Columns) -> Example:
+    number, values = row
+
+    def field(name: str | None) -> str | None:
+        if name is None:
+            return None
+        value = values.get(name)
+        if value is None or (name == names.label and not str(value).strip()):
+            raise DataError(f"{path}:{number} has no '{name}'.")
+        return str(value)
+
+    label = field(names.label)
+    return Example(field(names.text) or "", field(names.pair), None if label is None else label.strip())

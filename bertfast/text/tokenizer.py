@@ -1,0 +1,183 @@
+"""WordPiece by Hugging Face `tokenizers`: train one, load one, encode texts and pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from bertfast.errors import ArtifactError, ConfigError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text or pair as the model reads it.
+
+    Attributes:
+        input_ids: token ids, [CLS] and [SEP] included.
+        token_type_ids: 0 in the first segment, 1 in the second.
+        truncated: whether tokens were cut to fit the length.
+    """
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Tokenizer:
+    """A BERT WordPiece tokenizer with its special ids."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase: bool = True) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.lowercase = lowercase
+        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+        if missing:
+            raise ConfigError(f"the vocabulary lacks {', '.join(missing)}: it is not a BERT vocabulary.")
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        return {token: self.backend.token_to_id(token) for token in SPECIAL_TOKENS}
+
+    @property
+    def pad_id(self) -> int:
+        return self.special_ids["[PAD]"]
+
+    @property
+    def cls_id(self) -> int:
+        return self.special_ids["[CLS]"]
+
+    @property
+    def sep_id(self) -> int:
+        return self.special_ids["[SEP]"]
+
+    @property
+    def mask_id(self) -> int:
+        return self.special_ids["[MASK]"]
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id, so that an embedding of this many rows holds every token."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self.backend.id_to_token(index) for index in ids]
+
+    def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids without special tokens and without a limit, one list a text."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
+        """Encode texts and pairs as `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
+
+        Args:
+            texts: (text, None) or (text, pair).
+            max_length: tokens to keep; of a pair the longer side is cut first.
+        """
+        singles = [text if pair is None else (text, pair) for text, pair in texts]
+        self.backend.enable_truncation(max_length, strategy="longest_first")
+        try:
+            encodings = self.backend.encode_batch(singles)
+        finally:
+            self.backend.no_truncation()
+        return [Encoded(item.ids, item.type_ids, bool(item.overflowing)) for item in encodings]
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json, vocab.txt and tokenizer_config.json, as Hugging Face lays them out."""
+        self.backend.save(str(directory / "tokenizer.json"))
+        ordered = sorted(self.backend.get_vocab().items(), key=lambda item: item[1])
+        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in ordered), encoding="utf-8")
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase, "model_max_length": 512}
+        settings |= dict(zip(names, SPECIAL_TOKENS, strict=True))
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Tokenizer:
+    """Load `tokenizer.json` or `vocab.txt`, or whichever of the two a directory holds.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
+    if path.is_dir():
+        candidates = [path / "tokenizer.json", path / "vocab.txt"]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise ArtifactError(f"{path} holds neither tokenizer.json nor vocab.txt.")
+        path = found
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist. Give a tokenizer.json, a vocab.txt or a directory with one.")
+    if path.suffix == ".json":
+        return _from_json(path)
+    return from_vocab(_read_vocab(path), lowercase=_lowercase_setting(path.parent))
+
+
+def from_vocab(tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
+    """A tokenizer over these WordPiece tokens; a token's id is its place in the list."""
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    return Tokenizer(_with_bert_rules(backend, lowercase), lowercase=lowercase)
+
+
+def train(texts: Iterable[str] | Iterator[str], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
+    """Train a WordPiece vocabulary on texts, which are read as a stream."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), limit_alphabet=1000, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    ordered = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    return from_vocab([token for token, _ in ordered], lowercase=lowercase)
+
+
+def _with_bert_rules(backend: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if backend.token_to_id(token) is not None])
+    if backend.token_to_id("[CLS]") is not None and backend.token_to_id("[SEP]") is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        )
+    return backend
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises a bare Exception for a file that it cannot parse
+        raise ArtifactError(f"{path} is not a tokenizer that this version of `tokenizers` reads: {error}") from None
+    if not isinstance(backend.model, models.WordPiece):
+        raise ArtifactError(f"{path} holds a {type(backend.model).__name__} model; BERT's is WordPiece.")
+    lowercase = getattr(backend.normalizer, "lowercase", True)
+    return Tokenizer(backend, lowercase=bool(lowercase))
+
+
+def _read_vocab(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 at byte {error.start}: it is not a vocabulary.") from None
+    return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def _lowercase_setting(directory: Path) -> bool:
+    settings = directory / "tokenizer_config.json"
+    if not settings.is_file():
+        return "uncased" in directory.name or "-cased" not in directory.name
+    return bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))

@@ -1,0 +1,57 @@
+"""Where and in which precision training runs, and whether it can be compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+
+import torch
+
+from bertfast.config import Precision, TrainConfig
+from bertfast.errors import ConfigError
+
+# Compiling a BERT takes about half a minute on two cores; a run of fewer steps does not earn that back.
+COMPILE_MIN_STEPS = 300
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of a run; ConfigError where CUDA is asked for and absent."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and torch sees none. Use device=auto, or run 'bertfast doctor'.")
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
+    """bf16 where the device multiplies in it, else fp32; what the user asks for goes before."""
+    if config.precision != "auto":
+        return config.precision
+    return Precision.BF16 if has_fast_bf16(device) else Precision.FP32
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 have instructions of their own here."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use, or None."""
+    return next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def compile_wanted(config: TrainConfig, steps: int) -> bool:
+    """Whether to compile: as asked, and with `auto` where there is a C++ compiler and the run is long enough."""
+    if config.compile is False or (config.compile == "auto" and steps < COMPILE_MIN_STEPS):
+        return False
+    if cpp_compiler() is None:
+        warnings.warn(
+            "no C++ compiler was found, so training runs eagerly (about half the speed on a CPU). "
+            "Install g++ or clang++, or set compile=false to silence this.",
+            stacklevel=2,
+        )
+        return False
+    return True

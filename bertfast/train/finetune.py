@@ -1,0 +1,141 @@
+"""`bertfast train classify`: from a checkpoint and labelled rows to a checkpoint that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bertfast.config import FinetuneConfig
+from bertfast.errors import ConfigError, DataError
+from bertfast.model.weights import Checkpoint, load_weights
+from bertfast.tasks import Task, get_task
+from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
+from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
+from bertfast.text.tokenizer import Encoded, Tokenizer
+from bertfast.train.loop import evaluate_losses, fit
+from bertfast.train.publish import publish
+from bertfast.train.state import RunDirectory
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Tokenised rows with their label ids; `lengths` counts real tokens."""
+
+    rows: Sequence[Encoded]
+    labels: Int64
+    lengths: Int64
+    truncated: int
+
+    def batch(self, indices: Int64, pad_id: int) -> TrainingBatch:
+        return TrainingBatch(pad([self.rows[i] for i in indices], pad_id), {"labels": self.labels[indices]})
+
+
+class FinetuneSource:
+    """Steps over labelled rows: every epoch a new order, batches of similar length, the last one of an epoch shorter."""
+
+    static_shapes = False
+
+    def __init__(self, data: EncodedRows, pad_id: int, config: FinetuneConfig) -> None:
+        self.data = data
+        self.pad_id = pad_id
+        self.config = config
+        self.epoch_batches = lru_cache(maxsize=2)(self._epoch_batches)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.data.rows) / self.config.global_batch_size)
+
+    def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        indices = self.epoch_batches(epoch)[place]
+        parts = group_by_budget(self.data.lengths[indices], self.config.micro_batch_tokens, len(indices))
+        return [self.data.batch(indices[part], self.pad_id) for part in parts]
+
+    def _epoch_batches(self, epoch: int) -> list[Int64]:
+        """Rows in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = rng.permutation(len(self.data.rows))
+        size = self.config.global_batch_size
+        pool = size * self.config.bucket_batches
+        pools = (order[start : start + pool] for start in range(0, len(order), pool))
+        by_length = (part[np.argsort(self.data.lengths[part], kind="stable")] for part in pools)
+        batches = [part[start : start + size] for part in by_length for start in range(0, len(part), size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def finetune(
+    start: Checkpoint,
+    task: Task,
+    train_file: Path,
+    dev_file: Path,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    columns: Columns | None = None,
+    from_scratch: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, float]:
+    """Fine-tune `start` and publish the checkpoint at `out`; returns the evaluation of the last epoch on dev.
+
+    Args:
+        from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
+    """
+    if config.max_length > start.config.max_position_embeddings:
+        raise ConfigError(
+            f"max_length {config.max_length} exceeds the {start.config.max_position_embeddings} positions of "
+            f"{start.path}. Pass --set max_length={start.config.max_position_embeddings} or less."
+        )
+    examples, dev_examples = read_examples(train_file, columns), read_examples(dev_file, columns)
+    if any(row.pair is None for row in dev_examples[:1]) != any(row.pair is None for row in examples[:1]):
+        raise DataError(f"{train_file} and {dev_file} differ: one holds pairs and the other single texts.")
+    labels = label_names(examples)
+    data = encode_rows(examples, labels, start.tokenizer, config, train_file)
+    dev = encode_rows(dev_examples, labels, start.tokenizer, config, dev_file)
+    identity = {**config.model_dump(), "start": start.sha256, "from_scratch": from_scratch}
+    run = RunDirectory(out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)})
+    run.begin(resume=resume, overwrite=overwrite)
+    torch.manual_seed(config.seed)
+    model = task.build(start.config, len(labels))
+    if not from_scratch:
+        load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
+    source = FinetuneSource(data, start.tokenizer.pad_id, config)
+    evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
+    result = fit(model, task, source, config, run, evaluate)
+    result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
+    publish(run, model, start.tokenizer, task, labels, {"start": start.sha256}, result, overwrite=overwrite)
+    return result
+
+
+def encode_rows(
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, config: FinetuneConfig, source: Path
+) -> EncodedRows:
+    ids = np.array(label_ids(examples, labels, source), np.int64)
+    rows = tokenizer.encode([(row.text, row.pair) for row in examples], config.max_length)
+    return EncodedRows(rows, ids, np.array([len(row) for row in rows]), sum(row.truncated for row in rows))
+
+
+def _evaluate(
+    model: nn.Module, *, task: Task, data: EncodedRows, pad_id: int, config: FinetuneConfig
+) -> dict[str, float]:
+    groups = group_by_budget(data.lengths, config.micro_batch_tokens, len(data.rows))
+    losses = evaluate_losses(model, task, (data.batch(rows, pad_id) for rows in groups), config)
+    majority = np.bincount(data.labels).max() / len(data.labels)
+    means = losses.means("dev_")
+    return {"dev_loss": means["dev_loss"], "dev_accuracy": means["dev_loss_accuracy"], "dev_majority": float(majority)}
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    rows = json.dumps([(row.text, row.pair, row.label) for row in examples])
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
