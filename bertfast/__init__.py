@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bertfast.errors import ArtifactError, BackendError, BertfastError, CheckError, ConfigError, DataError
+from bertfast.errors import (
+    ArtifactError,
+    BackendError,
+    BertfastError,
+    CheckError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+)
 
 if TYPE_CHECKING:
     from bertfast.backends.predictor import Predictor, load
@@ -16,6 +24,7 @@ __all__ = [
     "CheckError",
     "ConfigError",
     "DataError",
+    "DivergenceError",
     "Predictor",
     "load",
 ]

@@ -63,9 +63,13 @@ def corpus_build(
     inputs: Annotated[list[Path], typer.Argument(help="Text files, JSON lines, Parquet, .gz of each, directories.")],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, tokenizer.json or a directory with one.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(min=100, help="Train a vocabulary of this size on the inputs.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=100, help="Train a vocabulary of this size on the inputs.")
+    ] = None,
     cased: Annotated[bool, typer.Option("--cased", help="Train a vocabulary that keeps case and accents.")] = False,
-    documents: Annotated[str, typer.Option(help="What ends a document in plain text: blank-line or file.")] = "blank-line",
+    documents: Annotated[
+        str, typer.Option(help="What ends a document in plain text: blank-line or file.")
+    ] = "blank-line",
     newlines: Annotated[str, typer.Option(help="What a line's end is: auto, sentence or wrapped.")] = "auto",
     text_column: TextColumn = None,
     overwrite: Overwrite = False,
@@ -88,7 +92,7 @@ def corpus_build(
         if tokenizer is not None:
             vocabulary = tokenization.load(tokenizer)
         else:
-            vocabulary = tokenization.train(texts(), vocab_size or 0, lowercase=not cased)
+            vocabulary = tokenization.train(texts, vocab_size or 0, lowercase=not cased)
         build_corpus(texts(), out, vocabulary, newlines=ends, overwrite=overwrite, on_documents=count)
     _print_json({"corpus": str(out), **_settings_of(out)})
 
@@ -226,7 +230,9 @@ def bench(
 @app.command()
 def predict(
     artefact: Annotated[Path, typer.Argument(help="A checkpoint or an exported model.")],
-    backend: Annotated[str | None, typer.Option(help="The runtime; the preferred installed one when not given.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="The runtime; the preferred installed one when not given.")
+    ] = None,
     input_file: Annotated[str, typer.Option("--input", help="JSON lines, or - for standard input.")] = "-",
     output_file: Annotated[str, typer.Option("--output", help="JSON lines, or - for standard output.")] = "-",
     threads: Threads = None,
@@ -256,7 +262,9 @@ def doctor(as_json: AsJson = False) -> None:
     console = Console()
     machine = found["machine"]
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
-    console.print(f"bertfast {found['bertfast']} on {machine['cpu']}, {machine['cores']} cores{memory}", highlight=False)
+    console.print(
+        f"bertfast {found['bertfast']} on {machine['cpu']}, {machine['cores']} cores{memory}", highlight=False
+    )
     console.print(f"GPU: {machine['gpu'] or 'none'}", highlight=False)
     for section in ("backends", "packages", "tools"):
         table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2))
@@ -372,7 +380,7 @@ def _requests(name: str) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise DataError(f"line {number} of standard input is not JSON: {error}") from None
         if not isinstance(request, dict):
-            raise DataError(f"line {number} of standard input is not a JSON object, such as {{\"text\": \"...\"}}.")
+            raise DataError(f'line {number} of standard input is not a JSON object, such as {{"text": "..."}}.')
         yield request
 
 

@@ -21,7 +21,12 @@ def examine() -> dict[str, Any]:
         "bertfast": artifact.version(),
         "machine": artifact.hardware() | {"gpu": _gpu()},
         "backends": [
-            {"name": item.name, "version": item.version, "runs": item.kind, "remedy": None if item.version else item.remedy}
+            {
+                "name": item.name,
+                "version": item.version,
+                "runs": item.kind,
+                "remedy": None if item.version else item.remedy,
+            }
             for item in available()
         ],
         "packages": [_package(module, extra) for module, extra in (_TRAINING | _REPORTS).items()],

@@ -1,11 +1,12 @@
 """The error tree. Every message states the value, the limit and the remedy.
 
-    BertfastError
-    ├── ConfigError      a setting that is unknown, of the wrong type or out of range
-    ├── DataError        a file or a row that cannot be read as what it was given as
-    ├── ArtifactError    a directory that is absent, torn, of another kind, or already there
-    ├── BackendError     a runtime that is missing, or that executes in another precision than promised
-    └── CheckError       an exported model that does not reproduce its source
+BertfastError
+├── ConfigError      a setting that is unknown, of the wrong type or out of range
+├── DataError        a file or a row that cannot be read as what it was given as
+├── ArtifactError    a directory that is absent, torn, of another kind, or already there
+├── BackendError     a runtime that is missing, or that executes in another precision than promised
+├── CheckError       an exported model that does not reproduce its source
+└── DivergenceError  training that has left the finite numbers
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class BackendError(BertfastError):
 
 class CheckError(BertfastError):
     """An exported model does not reproduce its source."""
+
+
+class DivergenceError(BertfastError):
+    """Training has left the finite numbers."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -59,7 +59,17 @@ ROWS_PER_LABEL = 500
 DEV_ROWS_PER_LABEL = 75
 MAX_MODULES = 200
 MAX_DOCUMENT_CHARS = 20_000
-_SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "__pycache__", "idlelib", "_vendor", "vendor", "lib2to3"}
+_SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "testing",
+    "site-packages",
+    "__pycache__",
+    "idlelib",
+    "_vendor",
+    "vendor",
+    "lib2to3",
+}
 
 console = Console(stderr=True)
 
@@ -88,7 +98,7 @@ def run(out: Path) -> Report:
         rows = write_data(modules, out)
     with _stage(f"training a vocabulary of {VOCAB_SIZE:,} and building the corpus"):
         documents = out / "documents.jsonl"
-        tokenizer = tokenization.train(read_documents([documents]), VOCAB_SIZE)
+        tokenizer = tokenization.train(lambda: read_documents([documents]), VOCAB_SIZE)
         build_corpus(read_documents([documents]), out / "corpus", tokenizer, overwrite=True)
         corpus = open_corpus(out / "corpus")
     _say(f"{corpus.num_documents:,} documents, {corpus.num_sentences:,} sentences, {corpus.num_tokens:,} tokens")
@@ -251,13 +261,26 @@ def _print_results(
 ) -> None:
     from bertfast.cli import print_report
 
-    print()
-    print(f"held-out MLM loss       {pretrained['heldout_mlm']:.3f} nats   unigram entropy {pretrained['unigram_entropy']:.3f}")
-    print(f"held-out NSP accuracy   {pretrained['heldout_nsp_accuracy']:.1%}        always the commoner {pretrained['nsp_majority']:.1%}")
-    print(
-        f"classifier accuracy     {tuned['dev_accuracy']:.1%}        without pretraining {scratch['dev_accuracy']:.1%}, "
-        f"always the commonest {tuned['dev_majority']:.1%}  ({rows['labels']} packages, {rows['dev']} docstrings)"
+    lines = (
+        (
+            "held-out MLM loss",
+            f"{pretrained['heldout_mlm']:.3f} nats",
+            "unigram entropy",
+            pretrained["unigram_entropy"],
+        ),
+        (
+            "held-out NSP accuracy",
+            f"{pretrained['heldout_nsp_accuracy']:.1%}",
+            "the commoner answer",
+            pretrained["nsp_majority"],
+        ),
+        ("classifier accuracy", f"{tuned['dev_accuracy']:.1%}", "without pretraining", scratch["dev_accuracy"]),
+        ("", "", f"the commonest of {rows['labels']} packages", tuned["dev_majority"]),
     )
+    print()
+    for name, value, baseline, number in lines:
+        shown = f"{number:.3f} nats" if "entropy" in baseline else f"{number:.1%}"
+        print(f"{name:22} {value:>12}   {baseline + ':':30} {shown}")
     sys.stdout.flush()
     print_report(report)
     print(f"report: {(out / 'report' / 'report.html').resolve()}")

@@ -57,9 +57,9 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _executed(profile: Path) -> set[str]:
-    """The formats in which the profiled matrix products ran, by their kernels' inputs."""
+    """The formats in which the profiled matrix products ran, by their kernels' two operands."""
     events = json.loads(profile.read_text(encoding="utf-8"))
     kernels = [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
     products = [kernel for kernel in kernels if any(word in kernel["op_name"] for word in _PRODUCTS)]
-    formats = {next(iter(kernel["input_type_shape"][0])) for kernel in products}
+    formats = {next(iter(operand)) for kernel in products for operand in kernel["input_type_shape"][:2]}
     return {_FORMATS.get(name, name) for name in formats}

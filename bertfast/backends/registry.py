@@ -92,11 +92,15 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
             remedies = " or ".join(sorted({item.remedy for item in wanted}))
             raise BackendError(f"no runtime for an artefact of kind '{model.kind}' is installed: {remedies}")
     if name not in _RUNTIMES:
-        raise BackendError(f"'{name}' is not a backend. There are {', '.join(_RUNTIMES)}.{did_you_mean(name, _RUNTIMES)}")
+        raise BackendError(
+            f"'{name}' is not a backend. There are {', '.join(_RUNTIMES)}.{did_you_mean(name, _RUNTIMES)}"
+        )
     runtime = _RUNTIMES[name]
     if runtime.kind != model.kind:
         remedy = f"Export it first: bertfast export {model.path} --out DIR" if model.kind == "checkpoint" else ""
-        raise BackendError(f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}")
+        raise BackendError(
+            f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}"
+        )
     if importlib.util.find_spec(runtime.package) is None:
         raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
     return runtime.open(model, threads)

@@ -84,7 +84,19 @@ class Report(Config):
         (directory / "report.md").write_text(markdown(self), encoding="utf-8")
 
 
-COLUMNS = ("backend", "precision", "accuracy", "flips", "sequences/s", "x ref", "real tokens/s", "p50 ms", "p95 ms", "p99 ms", "peak MB")
+COLUMNS = (
+    "backend",
+    "precision",
+    "accuracy",
+    "flips",
+    "sequences/s",
+    "x ref",
+    "real tokens/s",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "peak MB",
+)
 
 
 def table(report: Report) -> list[tuple[str, ...]]:

@@ -93,7 +93,9 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
 def _same_task(models: Sequence[ServedModel]) -> Task:
     names = {model.task.name for model in models}
     if len(names) != 1:
-        raise ConfigError(f"the artefacts serve different tasks ({', '.join(sorted(names))}). Measure one task at a time.")
+        raise ConfigError(
+            f"the artefacts serve different tasks ({', '.join(sorted(names))}). Measure one task at a time."
+        )
     return models[0].task
 
 
@@ -198,7 +200,9 @@ def _measured(item: _Running, reference: _Running, scored: Task | None, rows: Se
     )
 
 
-def compare_answers(answers: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> tuple[int | None, float | None]:
+def compare_answers(
+    answers: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]
+) -> tuple[int | None, float | None]:
     """(rows with another label, largest change of the score of the reference's label); None where there are none.
 
     Raises:

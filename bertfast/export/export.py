@@ -31,7 +31,9 @@ def export(checkpoint_path: Path, out: Path, *, overwrite: bool = False) -> Chec
         raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
     runtimes = [item for item in available() if item.kind == "onnx" and item.version is not None]
     if not runtimes:
-        raise BackendError("an export is checked before it is published, and no runtime is here: pip install 'bertfast[cpu]'")
+        raise BackendError(
+            "an export is checked before it is published, and no runtime is here: pip install 'bertfast[cpu]'"
+        )
     parents = {"checkpoint": served.sha256}
     with artifact.create(
         out,

@@ -51,7 +51,8 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, hidden_BSH: Tensor, mask_B11S: Tensor) -> Tensor:
         def heads_BASD(projection: nn.Linear) -> Tensor:
-            return projection(hidden_BSH).unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+            projected: Tensor = projection(hidden_BSH)
+            return projected.view(*projected.shape[:2], self.num_heads, self.head_size).transpose(1, 2)
 
         query = heads_BASD(self.query)
         context_BASD = functional.scaled_dot_product_attention(

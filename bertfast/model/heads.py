@@ -45,7 +45,7 @@ class BertPreTrainingHeads(nn.Module):
 class BertForPreTraining(nn.Module):
     """Encoder with the MLM and NSP heads."""
 
-    def __init__(self, config: ModelConfig, num_labels: int = 2) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.bert = BertModel(config)

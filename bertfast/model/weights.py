@@ -1,4 +1,4 @@
-"""Checkpoints in and out: a directory that is an artefact of ours and, at the same time, an ordinary Hugging Face one."""
+"""Checkpoints in and out: a directory that is an artefact of ours and an ordinary Hugging Face one at the same time."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ArtifactError(f"{file} is not a whole safetensors file ({error}). Copy it again or make it anew.") from None
+        raise ArtifactError(
+            f"{file} is not a whole safetensors file ({error}). Copy it again or make it anew."
+        ) from None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -148,7 +150,7 @@ def model_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
         raise ArtifactError(f"{source} has model_type '{model_type}'. bertfast runs 'bert'.")
     if settings.get("position_embedding_type") not in (None, "absolute"):
         raise ArtifactError(
-            f"{source} has position_embedding_type '{settings['position_embedding_type']}'; only 'absolute' is supported."
+            f"{source} has position_embedding_type '{settings['position_embedding_type']}'; 'absolute' is needed."
         )
     if settings.get("is_decoder"):
         raise ArtifactError(f"{source} is a decoder (is_decoder), and bertfast runs encoders.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bertfast.config import ModelConfig
 from bertfast.errors import DataError
@@ -31,18 +32,17 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], vocabulary: Vocabulary)
     return answers
 
 
-def _best_tokens(logits: np.ndarray, vocabulary: Vocabulary) -> list[Answer]:
+def _best_tokens(logits: npt.NDArray[np.float32], vocabulary: Vocabulary) -> list[Answer]:
     probabilities = _softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:_CANDIDATES]
     tokens = vocabulary.tokenizer.tokens(best.tolist())
-    return [
-        {"token": token, "score": float(p)} for token, p in zip(tokens, probabilities[best], strict=True)
-    ]
+    return [{"token": token, "score": float(p)} for token, p in zip(tokens, probabilities[best], strict=True)]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    return exponentials / exponentials.sum()
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exponentials: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
+    exponentials /= exponentials.sum()
+    return exponentials
 
 
 def score(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, float]:

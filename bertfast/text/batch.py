@@ -43,7 +43,8 @@ class Batch:
     @property
     def lengths(self) -> Int64:
         """int64 [B]: real tokens of each sequence."""
-        return self.attention_mask.sum(axis=1)
+        lengths: Int64 = self.attention_mask.sum(axis=1)
+        return lengths
 
     @property
     def real_tokens(self) -> int:
@@ -90,7 +91,7 @@ def unpad(batch: Batch) -> list[Encoded]:
     ]
 
 
-def group_by_budget(lengths: Sequence[int], max_tokens: int, max_sequences: int) -> Iterator[Int64]:
+def group_by_budget(lengths: Sequence[int] | Int64, max_tokens: int, max_sequences: int) -> Iterator[Int64]:
     """Yield index arrays of similar length, the longest first: rows times the longest row stays in the budget.
 
     A sequence that alone exceeds the budget makes a batch of its own.

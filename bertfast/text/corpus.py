@@ -1,8 +1,8 @@
 """A corpus: tokens, sentence offsets and document offsets as flat files, read through memory maps.
 
-    tokens-00000.bin, ...  uint16 or uint32, the token ids of all sentences, cut into shards between sentences
-    sentences.bin          int64 [num_sentences + 1], where each sentence starts among all tokens
-    documents.bin          int64 [num_documents + 1], where each document starts among all sentences
+tokens-00000.bin, ...  uint16 or uint32, the token ids of all sentences, cut into shards between sentences
+sentences.bin          int64 [num_sentences + 1], where each sentence starts among all tokens
+documents.bin          int64 [num_documents + 1], where each document starts among all sentences
 """
 
 from __future__ import annotations
@@ -102,14 +102,16 @@ def build_corpus(
         ArtifactError: `out` is in the way.
     """
     with artifact.create(out, "corpus", overwrite=overwrite) as draft:
-        shard_starts, counts = _write_tokens(documents, draft.path, tokenizer, newlines, shard_tokens, on_documents)
+        dtype = _token_dtype(tokenizer)
+        tokenized = _tokenized(documents, tokenizer, newlines)
+        shard_starts, counts = _write_tokens(tokenized, draft.path, dtype, shard_tokens, on_documents)
         if counts["documents"] < 2:
             raise DataError(
                 f"the inputs hold {counts['documents']} document(s), and next-sentence prediction needs at least 2. "
                 "Separate documents by a blank line, or pass --documents file where each file is one."
             )
         tokenizer.save(draft.path)
-        draft.settings = {"token_dtype": _token_dtype(tokenizer).name, "shard_starts": shard_starts, **counts}
+        draft.settings = {"token_dtype": dtype.name, "shard_starts": shard_starts, **counts}
 
 
 def open_corpus(path: Path) -> Corpus:
@@ -145,26 +147,27 @@ def _token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
 
 def _tokenized(
     documents: Iterable[str], tokenizer: Tokenizer, newlines: segmentation.Newlines
-) -> Iterator[list[list[list[int]]]]:
-    """Groups of documents, each a list of sentences, each a list of token ids; none is empty."""
+) -> Iterator[list[list[int]]]:
+    """Each document as a list of sentences, each a list of token ids; none is empty. Tokenised many at a time."""
     stream = iter(documents)
     while group := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
         split = [list(segmentation.split_document(text, newlines)) for text in group]
         ids = iter(tokenizer.ids_of_texts([sentence for document in split for sentence in document]))
-        tokenized = ([sentence for sentence in itertools.islice(ids, len(document)) if sentence] for document in split)
-        yield [document for document in tokenized if document]
+        for document in split:
+            sentences = [sentence for sentence in itertools.islice(ids, len(document)) if sentence]
+            if sentences:
+                yield sentences
 
 
 def _write_tokens(
-    documents: Iterable[str],
+    documents: Iterable[list[list[int]]],
     root: Path,
-    tokenizer: Tokenizer,
-    newlines: segmentation.Newlines,
+    dtype: np.dtype[np.unsignedinteger],
     shard_tokens: int,
     on_documents: Callable[[int], object] | None,
 ) -> tuple[list[int], dict[str, int]]:
-    dtype = _token_dtype(tokenizer)
-    counts = {"documents": 0, "sentences": 0, "tokens": 0}
+    """Write tokenised documents; returns where the shards start and what there is of each."""
+    num_documents = num_sentences = num_tokens = 0
     shard_starts: list[int] = []
     with ExitStack() as stack:
         sentence_file = stack.enter_context((root / "sentences.bin").open("wb"))
@@ -172,19 +175,15 @@ def _write_tokens(
         token_file = None
         sentence_file.write(np.int64(0).tobytes())
         document_file.write(np.int64(0).tobytes())
-        for group in _tokenized(documents, tokenizer, newlines):
-            if token_file is None or counts["tokens"] - shard_starts[-1] >= shard_tokens:
+        for sentences in documents:
+            if token_file is None or num_tokens - shard_starts[-1] >= shard_tokens:
                 token_file = stack.enter_context(_shard_path(root, len(shard_starts)).open("wb"))
-                shard_starts.append(counts["tokens"])
-            sentences = [sentence for document in group for sentence in document]
+                shard_starts.append(num_tokens)
             token_file.write(np.fromiter(itertools.chain.from_iterable(sentences), dtype).tobytes())
-            ends = np.cumsum([len(sentence) for sentence in sentences], dtype=np.int64) + counts["tokens"]
+            ends = num_tokens + np.cumsum([len(sentence) for sentence in sentences], dtype=np.int64)
             sentence_file.write(ends.tobytes())
-            document_ends = np.cumsum([len(document) for document in group], dtype=np.int64) + counts["sentences"]
-            document_file.write(document_ends.tobytes())
-            counts["documents"] += len(group)
-            counts["sentences"] += len(sentences)
-            counts["tokens"] = int(ends[-1]) if len(ends) else counts["tokens"]
+            num_documents, num_sentences, num_tokens = num_documents + 1, num_sentences + len(sentences), int(ends[-1])
+            document_file.write(np.int64(num_sentences).tobytes())
             if on_documents:
-                on_documents(len(group))
-    return shard_starts, counts
+                on_documents(1)
+    return shard_starts, {"documents": num_documents, "sentences": num_sentences, "tokens": num_tokens}

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 from bertfast.errors import DataError, did_you_mean
 
@@ -55,7 +55,7 @@ def open_binary(path: Path) -> IO[bytes]:
         raise DataError(f"{path} is a directory, and one file is needed here.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def read_lines(path: Path, *, limit: int = -1) -> Iterator[tuple[int, str]]:
@@ -76,7 +76,9 @@ def read_lines(path: Path, *, limit: int = -1) -> Iterator[tuple[int, str]]:
             if raw is None:
                 break
             number += 1
-            line, tail = _decode(path, number, tail + raw, complete=raw.endswith(b"\n") or limit < 0)
+            line, tail = _decode(
+                path, number, tail + raw, complete=raw.endswith(b"\n") or limit < 0 or len(raw) < limit
+            )
             yield number, line.removeprefix("\ufeff") if number == 1 else line
         if tail:
             _decode(path, number, tail, complete=True)

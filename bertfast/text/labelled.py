@@ -71,7 +71,9 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """
     found = {example.label for example in examples if example.label is not None}
     if len(found) < 2:
-        raise DataError(f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed.")
+        raise DataError(
+            f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed."
+        )
     numeric = all(label.lstrip("-").isdigit() for label in found)
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
@@ -155,7 +157,8 @@ def _column(
     if found is None and needed:
         near = next((hint for name in usual if (hint := did_you_mean(name, present))), "")
         raise DataError(
-            f"{path} has none of the columns {', '.join(usual)}; it has {', '.join(present)}.{near} Name it with {option}."
+            f"{path} has none of the columns {', '.join(usual)}; it has {', '.join(present)}.{near}"
+            f" Name it with {option}."
         )
     return found
 

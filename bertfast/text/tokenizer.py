@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from bertfast.errors import ArtifactError, ConfigError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_ALPHABET = 1000
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        return {token: self.backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        vocab = self.backend.get_vocab()
+        return {token: vocab[token] for token in SPECIAL_TOKENS}
 
     @property
     def pad_id(self) -> int:
@@ -72,7 +75,7 @@ class Tokenizer:
         return max(self.backend.get_vocab().values()) + 1
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self.backend.id_to_token(index) for index in ids]
+        return [self.backend.id_to_token(index) or "[UNK]" for index in ids]
 
     def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens and without a limit, one list a text."""
@@ -130,17 +133,37 @@ def from_vocab(tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
     return Tokenizer(_with_bert_rules(backend, lowercase), lowercase=lowercase)
 
 
-def train(texts: Iterable[str] | Iterator[str], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
-    """Train a WordPiece vocabulary on texts, which are read as a stream."""
+def train(texts: Callable[[], Iterable[str]], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
+    """Train a WordPiece vocabulary; the same texts give the same vocabulary.
+
+    Args:
+        texts: opens the stream of texts; it is read twice and never held.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    alphabet = _alphabet(texts(), normalizer)
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers inner pieces (##x) in the order in which a hash map yields the words, and breaks ties by
+    # number. Handing them over as special tokens fixes their numbers; `from_vocab` below knows nothing of that.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), limit_alphabet=1000, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet)],
+        limit_alphabet=MAX_ALPHABET,
+        show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(texts(), trainer)
     ordered = sorted(backend.get_vocab().items(), key=lambda item: item[1])
     return from_vocab([token for token, _ in ordered], lowercase=lowercase)
+
+
+def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer) -> list[str]:
+    """The commonest characters of the normalised texts, in the order of their code points."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    common = sorted(counts, key=lambda character: (-counts[character], character))[:MAX_ALPHABET]
+    return sorted(character for character in common if not character.isspace())
 
 
 def _with_bert_rules(backend: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
@@ -180,4 +203,7 @@ def _lowercase_setting(directory: Path) -> bool:
     settings = directory / "tokenizer_config.json"
     if not settings.is_file():
         return "uncased" in directory.name or "-cased" not in directory.name
-    return bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
+    try:
+        return bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{settings} is damaged: {error}. Copy it again.") from None

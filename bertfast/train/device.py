@@ -34,13 +34,16 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 have instructions of their own here."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile would use, or None."""
-    return next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))),
+        None,
+    )
 
 
 def compile_wanted(config: TrainConfig, steps: int) -> bool:

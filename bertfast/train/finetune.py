@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from bertfast.config import FinetuneConfig
 from bertfast.errors import ConfigError, DataError
 from bertfast.model.weights import Checkpoint, load_weights
-from bertfast.tasks import Task, get_task
+from bertfast.tasks import Task
 from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
@@ -40,7 +40,7 @@ class EncodedRows:
 
 
 class FinetuneSource:
-    """Steps over labelled rows: every epoch a new order, batches of similar length, the last one of an epoch shorter."""
+    """Steps over labelled rows: every epoch a new order, in batches of similar length."""
 
     static_shapes = False
 
@@ -102,7 +102,9 @@ def finetune(
     data = encode_rows(examples, labels, start.tokenizer, config, train_file)
     dev = encode_rows(dev_examples, labels, start.tokenizer, config, dev_file)
     identity = {**config.model_dump(), "start": start.sha256, "from_scratch": from_scratch}
-    run = RunDirectory(out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)})
+    run = RunDirectory(
+        out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)}
+    )
     run.begin(resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = task.build(start.config, len(labels))
@@ -137,5 +139,3 @@ def _evaluate(
 def _digest(examples: Sequence[Example]) -> str:
     rows = json.dumps([(row.text, row.pair, row.label) for row in examples])
     return hashlib.sha256(rows.encode()).hexdigest()
-
-

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.config import Precision, TrainConfig
-from bertfast.errors import BertfastError
+from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
 from bertfast.text.batch import TrainingBatch
 from bertfast.train.device import choose_device, choose_precision, compile_wanted
@@ -53,17 +53,11 @@ class Losses:
 
     def means(self, prefix: str = "") -> dict[str, float]:
         values = {f"{prefix}{name}": total / self.counts[name] for name, total in self.sums.items()}
-        return values | {
-            f"{prefix}{name}_accuracy": total / self.counts[name] for name, total in self.correct.items()
-        }
-
-
-class NonFiniteLoss(BertfastError):
-    """The loss or its gradient is not a number; what was learnt up to the last saved state is kept."""
+        return values | {f"{prefix}{name}_accuracy": total / self.counts[name] for name, total in self.correct.items()}
 
 
 @dataclass(frozen=True)
-class _Engine:
+class Trainer:
     """The things that a step needs beside its data."""
 
     task: Task
@@ -94,7 +88,7 @@ def fit(
     weights of one that was not (bit for bit on a CPU with the same thread count).
 
     Raises:
-        NonFiniteLoss: training diverged.
+        DivergenceError: the gradient is not finite; the last saved state is kept.
         KeyboardInterrupt: on Ctrl-C, after the state of the last whole step is saved.
     """
     steps = total_steps(source, config)
@@ -103,14 +97,15 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a quarter of a step
+    # Filling new memory is a debugging aid of the deterministic mode; it costs a quarter of a small step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
-    engine = _Engine(task, model, device, precision)
-    step_losses = engine.losses
+    trainer = Trainer(task, model, device, precision)
+    step_losses = trainer.losses
     if compile_wanted(config, steps - done):
-        step_losses = torch.compile(engine.losses, dynamic=not source.static_shapes)
+        step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
     log = RunLog(run.path, task.name, done, steps)
     step = done
     with log.running():
@@ -119,25 +114,25 @@ def fit(
             for step, batches in _prefetched(source, range(done, steps)):
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
                 torch.manual_seed(_step_seed(config.seed, step))
-                meter.add(*optimizer_step(engine, step_losses, optimizer, batches, config), batches)
+                meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
                 step += 1
                 log.advance(step)
                 if step % config.log_every_steps == 0 or step == steps:
-                    log.write(step, meter.read(optimizer.param_groups[0]["lr"], step))
+                    log.write(step, meter.read(optimizer.param_groups[0]["lr"]))
                 if step % config.checkpoint_every_steps == 0 and step < steps:
                     run.save_state(step, model, optimizer)
                 if step % source.steps_per_epoch == 0 and step < steps:
-                    log.write(step, _evaluated(evaluate, model))
+                    log.write(step, evaluate(model))
         except KeyboardInterrupt:
             run.save_state(step, model, optimizer)
             raise
-        final = _evaluated(evaluate, model)
+        final = evaluate(model)
         log.write(steps, final)
     return final
 
 
 def optimizer_step(
-    engine: _Engine,
+    trainer: Trainer,
     step_losses: Callable[..., dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     batches: Sequence[TrainingBatch],
@@ -150,18 +145,18 @@ def optimizer_step(
     """
     counts: dict[str, int] = {}
     for batch in batches:
-        for name, count in engine.task.counts(batch.targets).items():
+        for name, count in trainer.task.counts(batch.targets).items():
             counts[name] = counts.get(name, 0) + count
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        losses = step_losses(to_tensors(batch.batch.arrays, engine.device), to_tensors(batch.targets, engine.device))
-        torch.stack([loss / max(1, counts[name]) for name, loss in losses.items()]).sum().backward()
+        losses = step_losses(to_tensors(batch.batch.arrays, trainer.device), to_tensors(batch.targets, trainer.device))
+        torch.stack([loss / max(1, counts[name]) for name, loss in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=engine.device)) + loss.detach()
-    norm = nn.utils.clip_grad_norm_(engine.model.parameters(), config.max_grad_norm)
+            sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + loss.detach()
+    norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), config.max_grad_norm)
     if not torch.isfinite(norm):
-        raise NonFiniteLoss(
-            f"the gradient's norm is {norm.item()} with losses {({k: v.item() for k, v in sums.items()})}. "
+        raise DivergenceError(
+            f"the gradient's norm is {norm.item()} with losses { ({k: v.item() for k, v in sums.items()}) }. "
             f"Lower learning_rate (now {config.learning_rate:g}), or set precision=fp32."
         )
     optimizer.step()
@@ -173,14 +168,14 @@ def optimizer_step(
 def evaluate_losses(model: nn.Module, task: Task, batches: Iterator[TrainingBatch], config: TrainConfig) -> Losses:
     """Losses and right predictions over batches, without dropout, in the precision of training."""
     device = next(model.parameters()).device
-    engine = _Engine(task, model, device, choose_precision(config, device))
+    trainer = Trainer(task, model, device, choose_precision(config, device))
     model.eval()
     sums: dict[str, float] = {}
     correct: dict[str, float] = {}
     counts: dict[str, int] = {}
     for batch in batches:
         inputs, targets = to_tensors(batch.batch.arrays, device), to_tensors(batch.targets, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=engine.precision is Precision.BF16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision is Precision.BF16):
             outputs = task.forward(model, inputs, targets)
         for totals, values in ((sums, task.losses(outputs, targets)), (correct, task.correct(outputs, targets))):
             for name, value in values.items():
@@ -220,7 +215,7 @@ class _Meter:
         self.tokens += sum(batch.batch.real_tokens for batch in batches)
         self.steps += 1
 
-    def read(self, rate: float, step: int) -> dict[str, float]:
+    def read(self, rate: float) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self.started_s
         values = {f"train_{name}": value / self.steps for name, value in self.losses.items()}
         values |= {
@@ -232,19 +227,14 @@ class _Meter:
         return values
 
 
-def _evaluated(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
-    return evaluate(model)
-
-
 def _prefetched(source: StepSource, steps: range) -> Iterator[tuple[int, Sequence[TrainingBatch]]]:
     """The micro-batches of each step; those of the next step are made while one is computed."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        ahead = partial(pool.submit, source.micro_batches)
-        pending = ahead(steps.start) if steps else None
+        ahead = deque(pool.submit(source.micro_batches, step) for step in steps[:1])
         for step in steps:
-            assert pending is not None
-            batches = pending.result()
-            pending = ahead(step + 1) if step + 1 in steps else None
+            batches = ahead.popleft().result()
+            if step + 1 in steps:
+                ahead.append(pool.submit(source.micro_batches, step + 1))
             yield step, batches
 
 

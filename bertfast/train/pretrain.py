@@ -23,7 +23,6 @@ from bertfast.train.loop import evaluate_losses, fit
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
-_EVALUATION_EPOCH = 0
 _EVALUATION_BATCH = 32
 
 

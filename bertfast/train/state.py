@@ -1,8 +1,8 @@
 """The state of a run that is under way, in `OUT.run` beside the checkpoint that it is to become.
 
-    OUT.run/state-00000500/   weights, optimiser moments and the step: an artefact, so it is whole or not there
-    OUT.run/metrics.jsonl     a line for each logged step and each evaluation
-    OUT.run/tensorboard/
+OUT.run/state-00000500/   weights, optimiser moments and the step: an artefact, so it is whole or not there
+OUT.run/metrics.jsonl     a line for each logged step and each evaluation
+OUT.run/tensorboard/
 """
 
 from __future__ import annotations

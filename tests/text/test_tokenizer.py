@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from bertfast.errors import ArtifactError, ConfigError
+from bertfast.text import tokenizer as tokenization
+from bertfast.text.tokenizer import Tokenizer
+
+TEXTS = [
+    "The river crosses the bridge.",
+    "na\u00efve \u6771\u4eac \U0001f600",
+    "",
+    "x" * 300,
+    "[MASK] of the [SEP] lantern",
+]
+
+
+def test_a_saved_tokenizer_is_read_alike_by_us_and_by_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for file in ("tokenizer.json", "vocab.txt"):
+        ours = tokenization.load(tmp_path / file)
+        for text in TEXTS:
+            pair = theirs(text, "second text", truncation=True, max_length=20)
+            (encoded,) = ours.encode([(text, "second text")], 20)
+            assert (encoded.input_ids, encoded.token_type_ids) == (pair["input_ids"], pair["token_type_ids"])
+
+
+def test_truncation_is_said(tokenizer: Tokenizer) -> None:
+    short, long = tokenizer.encode([("river", None), ("river bridge " * 30, None)], 16)
+    assert (short.truncated, long.truncated, len(long)) == (False, True, 16)
+
+
+def test_training_is_reproducible(documents: list[str], tokenizer: Tokenizer) -> None:
+    again = tokenization.train(lambda: iter(documents), 200)
+    assert again.backend.get_vocab() == tokenizer.backend.get_vocab()
+
+
+def test_a_cased_vocabulary_keeps_case(documents: list[str], tmp_path: Path) -> None:
+    cased = tokenization.train(lambda: documents, 200, lowercase=False)
+    cased.save(tmp_path)
+    for loaded in (tokenization.load(tmp_path / "vocab.txt"), tokenization.load(tmp_path / "tokenizer.json")):
+        assert loaded.tokens(loaded.ids_of_texts(["The"])[0]) == ["The"]
+
+
+def test_what_is_no_bert_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks \[PAD\], \[CLS\]"):
+        tokenization.from_vocab(["[UNK]", "[SEP]", "[MASK]", "a"])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="not a tokenizer"):
+        tokenization.load(tmp_path)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        tokenization.load(tmp_path / "vocab.txt")

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bertfast
+from bertfast.errors import ConfigError, DataError
+from bertfast.model.weights import open_checkpoint, read_tensors
+from bertfast.tasks import get_task
+from bertfast.text.tokenizer import Encoded
+from bertfast.train.finetune import EncodedRows, FinetuneSource, finetune
+from tests.conftest import TINY_FINETUNE, labelled_rows, write_rows
+
+
+def source(count: int, **changes: int) -> FinetuneSource:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 30, count)
+    rows = [Encoded([number] * int(length), [0] * int(length)) for number, length in enumerate(lengths, 1)]
+    data = EncodedRows(rows, np.arange(count), lengths, 0)
+    return FinetuneSource(data, 0, TINY_FINETUNE.model_copy(update=changes))
+
+
+def test_an_epoch_holds_every_row_once() -> None:
+    for epoch in range(3):
+        data = source(101)
+        steps = range(epoch * data.steps_per_epoch, (epoch + 1) * data.steps_per_epoch)
+        seen = [label for step in steps for batch in data.micro_batches(step) for label in batch.targets["labels"]]
+        assert sorted(seen) == list(range(101))
+
+
+def test_batches_of_similar_length_hold_less_padding() -> None:
+    def padding(bucket_batches: int) -> int:
+        data = source(400, bucket_batches=bucket_batches)
+        batches = [batch for step in range(data.steps_per_epoch) for batch in data.micro_batches(step)]
+        return sum(batch.batch.input_ids.size - batch.batch.real_tokens for batch in batches)
+
+    assert padding(16) < padding(1) / 2
+
+
+def test_a_classifier_learns_and_answers_with_the_names_of_its_labels(
+    pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = TINY_FINETUNE.model_copy(update={"epochs": 8, "learning_rate": 3e-3})
+    result = finetune(open_checkpoint(pretrained), get_task("classify"), *row_files, tmp_path / "m", config)
+    assert result["dev_accuracy"] > 0.9 > result["dev_majority"]
+    with bertfast.load(tmp_path / "m") as model:
+        answer = model.predict(["The river waits."])[0]
+    assert answer["label"] == "nature"
+    assert sum(answer["scores"].values()) == pytest.approx(1)
+
+
+def test_the_head_is_kept_only_for_the_same_labels(
+    classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    frozen = TINY_FINETUNE.model_copy(update={"max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    before = read_tensors(classifier / "model.safetensors")["classifier.weight"]
+    start = open_checkpoint(classifier)
+    finetune(start, get_task("classify"), *row_files, tmp_path / "same", frozen)
+    kept = read_tensors(tmp_path / "same" / "model.safetensors")["classifier.weight"]
+    assert torch.allclose(before, kept, atol=1e-6)
+    renamed = [row | {"label": row["label"].upper()} for row in labelled_rows(40, 3)]
+    files = write_rows(tmp_path / "t.jsonl", renamed), write_rows(tmp_path / "d.jsonl", renamed)
+    finetune(start, get_task("classify"), *files, tmp_path / "other", frozen)
+    fresh = read_tensors(tmp_path / "other" / "model.safetensors")["classifier.weight"]
+    assert not torch.allclose(before, fresh, atol=1e-2)
+
+
+def test_pairs_are_told_apart_by_segment(pretrained: Path, tmp_path: Path) -> None:
+    rows = [{"premise": "The river waits.", "hypothesis": "It waits.", "label": label} for label in ("yes", "no")] * 8
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 2})
+    finetune(open_checkpoint(pretrained), get_task("classify"), file, file, tmp_path / "m", config)
+    with bertfast.load(tmp_path / "m") as model:
+        one, other = model.predict([("The river", "the bridge"), "The river the bridge"])
+    assert one["scores"] != other["scores"]
+
+
+def test_bad_data_is_refused_before_anything_is_written(
+    pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    start, task = open_checkpoint(pretrained), get_task("classify")
+    strange = write_rows(tmp_path / "dev.jsonl", [{"text": "a", "label": "natur"}])
+    with pytest.raises(DataError, match=r"has the label 'natur'.*Did you mean 'nature'"):
+        finetune(start, task, row_files[0], strange, tmp_path / "m", TINY_FINETUNE)
+    with pytest.raises(ConfigError, match="max_length 65 exceeds the 64 positions"):
+        finetune(start, task, *row_files, tmp_path / "m", TINY_FINETUNE.model_copy(update={"max_length": 65}))
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"text": "a", "pair": "b", "label": "nature"}])
+    with pytest.raises(DataError, match="one holds pairs"):
+        finetune(start, task, row_files[0], pairs, tmp_path / "m", TINY_FINETUNE)
+    assert {path.name for path in tmp_path.iterdir()} == {"dev.jsonl", "pairs.jsonl"}
+
+
+def test_truncated_rows_are_counted(pretrained: Path, tmp_path: Path) -> None:
+    rows = [{"text": "The river waits. " * n, "label": str(n % 2)} for n in (1, 30, 2, 31)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 1})
+    result = finetune(open_checkpoint(pretrained), get_task("classify"), file, file, tmp_path / "m", config)
+    assert result["train_truncated"] == 2

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bertfast.config import ModelConfig, PretrainConfig, TrainConfig
+from bertfast.errors import ArtifactError, ConfigError, DivergenceError
+from bertfast.model.weights import open_checkpoint, read_tensors
+from bertfast.tasks import get_task
+from bertfast.text.batch import IGNORE_INDEX, Batch, TrainingBatch
+from bertfast.text.corpus import Corpus
+from bertfast.train import loop
+from bertfast.train.device import compile_wanted
+from bertfast.train.loop import optimizer_step
+from bertfast.train.optimizer import learning_rate, make_optimizer
+from bertfast.train.pretrain import PretrainSource, pretrain
+from tests.conftest import TINY_PRETRAIN
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(path / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "model"
+    pretrain(corpus, out, TINY_PRETRAIN, model_settings=dict(SHAPE))
+    return out
+
+
+def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
+    config = TINY_PRETRAIN.model_copy(update={"max_steps": 120, "learning_rate": 3e-3, "log_every_steps": 10})
+    result = pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+    assert result["heldout_mlm"] < result["unigram_entropy"] - 0.3
+    assert set(result) >= {"heldout_nsp", "heldout_nsp_accuracy", "nsp_majority"}
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["train_mlm"] > lines[-2]["train_mlm"]
+    assert lines[0]["real_tokens_per_s"] > 0
+    assert list((tmp_path / "model" / "tensorboard").iterdir())
+    assert open_checkpoint(tmp_path / "model").task == "pretrain"
+    assert not (tmp_path / "model.run").exists()
+
+
+def test_the_same_run_gives_the_same_weights(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """After step 3 the newest state is that of step 2; after step 4 it is its own."""
+    real, done = loop.optimizer_step, 0
+
+    def stopping(*arguments: object) -> object:
+        nonlocal done
+        if done == stop:
+            raise RuntimeError("power cut")
+        done += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop, "optimizer_step", stopping)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(ArtifactError, match="unfinished run.*--resume"):
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_interrupting_saves_the_step_that_was_reached(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, done = loop.optimizer_step, 0
+
+    def stopping(*arguments: object) -> object:
+        nonlocal done
+        if done == 5:
+            raise KeyboardInterrupt
+        done += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "optimizer_step", stopping)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == ["state-00000005"]
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+    settings = {**TINY_PRETRAIN.model_dump(exclude_none=True), "max_steps": 60, "checkpoint_every_steps": 5}
+    options = [
+        f"--set={key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in settings.items()
+    ]
+    options += [f"--set=model.{key}={value}" for key, value in SHAPE.items()]
+    command = [sys.executable, "-m", "bertfast.cli", "train", "pretrain", "--corpus", str(corpus.path), *options]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed.run").glob("state-*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "killed.run").glob("state-*[0-9]"))
+    assert not (tmp_path / "killed").exists()
+    subprocess.run([*command, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_resuming_with_other_settings_is_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(loop, "learning_rate", lambda step, *_: 1 / (3 - step) if step < 3 else 1 / 0)
+        patch.setattr(loop, "set_learning_rate", lambda *_: (_ for _ in ()).throw(RuntimeError) if _[1] > 0.9 else None)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    other = TINY_PRETRAIN.model_copy(update={"learning_rate": 5e-4})
+    with pytest.raises(ConfigError, match=r"started with learning_rate = 0.001, and now it is 0.0005"):
+        pretrain(corpus, tmp_path / "model", other, model_settings=dict(SHAPE), resume=True)
+
+
+def test_a_state_cut_in_half_is_refused(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(
+            loop, "set_learning_rate", lambda _, rate: (_ for _ in ()).throw(RuntimeError) if rate < 5e-4 else None
+        )
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    (state,) = (tmp_path / "model.run").glob("state-*")
+    file = state / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cut short"):
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+
+
+def losses_and_gradients(
+    batches: list[TrainingBatch], shape: ModelConfig
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """One step's losses and the gradients that it used, without dropout."""
+    torch.manual_seed(0)
+    task = get_task("pretrain")
+    model = task.build(shape, 2).eval()
+    config = TrainConfig(max_grad_norm=1e9, precision="fp32")
+    optimizer = make_optimizer(model, config)
+    trainer = loop.Trainer(task, model, torch.device("cpu"), loop.Precision.FP32)
+    gradients: dict[str, torch.Tensor] = {}
+    optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
+    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, config)
+    return losses, gradients
+
+
+def test_micro_batches_change_nothing(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    config = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.9})
+    source = PretrainSource(loop_source(corpus, config), config)
+    whole = source.micro_batches(0)
+    parts = PretrainSource(
+        loop_source(corpus, config), config.model_copy(update={"micro_batch_tokens": 64})
+    ).micro_batches(0)
+    assert (len(whole), len(parts)) == (1, 4)
+    losses, gradients = losses_and_gradients(list(whole), tiny_config)
+    split_losses, split_gradients = losses_and_gradients(list(parts), tiny_config)
+    assert losses == pytest.approx(split_losses, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, split_gradients[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_padding_does_not_count(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    """More padding, in the sequences and among the masked slots, leaves losses and gradients as they were."""
+    config = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.9})
+    (batch,) = PretrainSource(loop_source(corpus, config), config).micro_batches(0)
+    losses, gradients = losses_and_gradients([batch], tiny_config)
+    padded_losses, padded_gradients = losses_and_gradients([more_padding(batch)], tiny_config)
+    assert losses == pytest.approx(padded_losses, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, padded_gradients[name], rtol=1e-4, atol=1e-7), name
+    labels = batch.targets["masked_labels"]
+    by_hand = -np.log(1 / tiny_config.vocab_size)
+    assert (labels == IGNORE_INDEX).any()
+    assert losses["mlm"] == pytest.approx(by_hand, rel=0.1)
+
+
+def more_padding(batch: TrainingBatch, extra: int = 9) -> TrainingBatch:
+    wide = {name: np.pad(array, ((0, 0), (0, extra))) for name, array in batch.batch.arrays.items()}
+    length = batch.batch.input_ids.shape[1]
+    positions = batch.targets["masked_positions"]
+    targets = dict(batch.targets)
+    targets["masked_positions"] = np.append(positions + positions // length * extra, np.zeros(5, np.int64))
+    targets["masked_labels"] = np.append(targets["masked_labels"], np.full(5, IGNORE_INDEX))
+    return TrainingBatch(Batch(**wide), targets)
+
+
+def loop_source(corpus: Corpus, config: PretrainConfig):  # type: ignore[no-untyped-def]
+    from bertfast.text.instances import InstanceSource
+
+    return InstanceSource(corpus, np.arange(corpus.num_documents), config)
+
+
+def test_warm_up_then_linear_decay_to_zero() -> None:
+    config = TrainConfig(learning_rate=1.0, warmup_fraction=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert np.allclose(np.diff(rates[10:]), -1 / 90)
+    assert learning_rate(100, 100, config) == 0
+
+
+def test_layer_norm_and_biases_are_not_decayed(tiny_config: ModelConfig) -> None:
+    model = get_task("pretrain").build(tiny_config, 2)
+    decayed, plain = make_optimizer(model, TrainConfig()).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+    assert all(names[id(p)].endswith("weight") and "LayerNorm" not in names[id(p)] for p in decayed["params"])
+    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_divergence_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    config = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    with pytest.raises(DivergenceError, match="Lower learning_rate"):
+        pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+
+
+def test_without_a_compiler_training_runs_eagerly_with_one_warning(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    config = TINY_PRETRAIN.model_copy(update={"compile": True})
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
+        pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+    assert len([item for item in caught if "compiler" in str(item.message)]) == 1
+
+
+def test_short_runs_are_not_compiled() -> None:
+    assert not compile_wanted(TrainConfig(), steps=50)
+    assert not compile_wanted(TrainConfig(compile=False), steps=10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
+    shape = dict(SHAPE) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    results = [
+        pretrain(
+            corpus,
+            tmp_path / str(compiled),
+            TINY_PRETRAIN.model_copy(update={"compile": compiled}),
+            model_settings=dict(shape),
+        )
+        for compiled in (False, True)
+    ]
+    assert results[0]["heldout_mlm"] == pytest.approx(results[1]["heldout_mlm"], rel=1e-4)
+
+
+def test_the_shape_comes_from_the_checkpoint_or_from_settings(corpus: Corpus, pretrained: Path, tmp_path: Path) -> None:
+    start = open_checkpoint(pretrained)
+    with pytest.raises(ConfigError, match="leave out"):
+        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN, model_settings=dict(SHAPE), start=start)
+    with pytest.raises(ConfigError, match="max_length 100 exceeds the model's max_position_embeddings 64"):
+        pretrain(
+            corpus, tmp_path / "m", TINY_PRETRAIN.model_copy(update={"max_length": 100}), model_settings=dict(SHAPE)
+        )
+    one_step = TINY_PRETRAIN.model_copy(update={"max_steps": 1})
+    pretrain(corpus, tmp_path / "m", one_step, start=start)
+    assert open_checkpoint(tmp_path / "m").config == start.config
