@@ -64,7 +64,6 @@ def accuracy(data: Path, out: Path, seeds: list[int]) -> dict[str, object]:
             out / f"seed{seed}",
             config,
             resume=True,
-            overwrite=True,
         )
         rows.append({"seed": seed, "accuracy": result["dev_accuracy"], "elapsed_s": time.perf_counter() - start_s})
         rows[-1] |= agreement(out / f"seed{seed}", out / f"seed{seed}_onnx", files[1])

@@ -104,7 +104,9 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Precision | Literal["auto"] = Field("auto", description="bf16 autocast where the device has it")
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile where it can pay for itself")
-    deterministic: bool = True
+    deterministic: bool | Literal["auto"] = Field(
+        "auto", description="the same run gives the same weights, bit for bit; auto: on the CPU, where it is free"
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads; all physical cores when not given")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every_steps: int = Field(500, gt=0)

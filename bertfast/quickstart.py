@@ -45,7 +45,7 @@ MODEL = {
 }
 PRETRAIN = PretrainConfig(
     max_length=64,
-    max_steps=900,
+    max_steps=800,
     global_batch_size=32,
     learning_rate=1e-3,
     warmup_fraction=0.1,
@@ -55,10 +55,13 @@ PRETRAIN = PretrainConfig(
 )
 FINETUNE = FinetuneConfig(max_length=64, epochs=2, global_batch_size=32, learning_rate=3e-4, compile=False)
 MAX_LABELS = 8
-ROWS_PER_LABEL = 500
+ROWS_PER_LABEL = 400
 DEV_ROWS_PER_LABEL = 75
+MAX_PACKAGES = 12
 MAX_MODULES = 200
 MAX_DOCUMENT_CHARS = 20_000
+MIN_ROW_CHARS, MAX_ROW_CHARS = 40, 300
+_NOT_READ = {"pip", "setuptools", "bertfast"}
 _SKIPPED_FOLDERS = {
     "test",
     "tests",
@@ -130,9 +133,13 @@ def read_modules() -> Iterator[Module]:
     library = Path(sysconfig.get_path("stdlib"))
     yield from _package_modules("python", library, _python_files(library))
     installed = Path(sysconfig.get_path("purelib"))
-    for package in sorted(path for path in installed.iterdir() if (path / "__init__.py").is_file()):
-        if package.name not in ("pip", "setuptools", "bertfast"):
-            yield from _package_modules(package.name, package, _python_files(package))
+    packages = {
+        path.name: _python_files(path)
+        for path in installed.iterdir()
+        if (path / "__init__.py").is_file() and path.name not in _NOT_READ
+    }
+    for package in sorted(sorted(packages), key=lambda name: -len(packages[name]))[:MAX_PACKAGES]:
+        yield from _package_modules(package, installed / package, packages[package])
 
 
 def write_data(modules: Sequence[Module], out: Path) -> dict[str, int]:
@@ -173,7 +180,7 @@ def without_name(text: str, package: str) -> str:
 
 
 def _labelled_rows(modules: Iterable[Module], labels: Sequence[str], most: int) -> Iterator[dict[str, str]]:
-    """Docstrings of 40 characters or more, at most `most` a label, no text twice, spread over the modules."""
+    """Docstrings, cut where they are long; at most `most` a label, spread over its modules, and no text twice."""
     seen: set[str] = set()
     for label in labels:
         pool = [
@@ -184,8 +191,8 @@ def _labelled_rows(modules: Iterable[Module], labels: Sequence[str], most: int) 
         ]
         taken = 0
         for _, docstring in sorted(pool):
-            text = without_name(docstring, label)[:600]
-            if taken < most and len(text) >= 40 and text not in seen:
+            text = without_name(docstring, label)[:MAX_ROW_CHARS]
+            if taken < most and len(text) >= MIN_ROW_CHARS and text not in seen:
                 seen.add(text)
                 taken += 1
                 yield {"text": text.replace("\n", " "), "label": label}
@@ -218,7 +225,7 @@ def _docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, documented) and (text := ast.get_docstring(node, clean=False)):
             cleaned = _clean(text)
-            if len(cleaned) >= 40:
+            if len(cleaned) >= MIN_ROW_CHARS:
                 yield cleaned
 
 

@@ -36,7 +36,9 @@ def test_it_predicts_without_torch(wheel: Path, exported: Path, tmp_path: Path) 
     subprocess.run(install, check=True, cwd=tmp_path)
 
     def run(*arguments: str, stdin: str = "") -> str:
-        done = subprocess.run([command, *arguments], cwd=tmp_path, input=stdin, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [command, *arguments], cwd=tmp_path, input=stdin, capture_output=True, text=True, check=True
+        )
         return done.stdout
 
     found = {item["name"]: item["version"] for item in json.loads(run("doctor", "--json"))["backends"]}

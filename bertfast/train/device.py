@@ -38,6 +38,16 @@ def has_fast_bf16(device: torch.device) -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def make_deterministic(config: TrainConfig, device: torch.device) -> None:
+    """Let torch use deterministic algorithms only, where that is asked for or, with `auto`, free."""
+    wanted = device.type == "cpu" if config.deterministic == "auto" else config.deterministic
+    if wanted and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
+    torch.use_deterministic_algorithms(wanted)
+    # Filling new memory is a debugging aid of the deterministic mode; it costs a quarter of a small step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile would use, or None."""
     return next(

@@ -105,6 +105,8 @@ def finetune(
     run = RunDirectory(
         out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)}
     )
+    if resume and not overwrite and (ended := run.result()) is not None:
+        return ended
     run.begin(resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = task.build(start.config, len(labels))

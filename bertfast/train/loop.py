@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +21,7 @@ from bertfast.config import Precision, TrainConfig
 from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
 from bertfast.text.batch import TrainingBatch
-from bertfast.train.device import choose_device, choose_precision, compile_wanted
+from bertfast.train.device import choose_device, choose_precision, compile_wanted, make_deterministic
 from bertfast.train.optimizer import learning_rate, make_optimizer
 from bertfast.train.progress import RunLog
 from bertfast.train.state import RunDirectory
@@ -96,36 +99,32 @@ def fit(
     precision = choose_precision(config, device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(config.deterministic)
-    # Filling new memory is a debugging aid of the deterministic mode; it costs a quarter of a small step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    make_deterministic(config, device)
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
     trainer = Trainer(task, model, device, precision)
     step_losses = trainer.losses
-    if compile_wanted(config, steps - done):
+    if compile_wanted(config, steps):
         step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
     log = RunLog(run.path, task.name, done, steps)
-    step = done
-    with log.running():
-        try:
-            meter = _Meter(config.log_every_steps)
-            for step, batches in _prefetched(source, range(done, steps)):
-                set_learning_rate(optimizer, learning_rate(step, steps, config))
-                torch.manual_seed(_step_seed(config.seed, step))
-                meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
-                step += 1
-                log.advance(step)
-                if step % config.log_every_steps == 0 or step == steps:
-                    log.write(step, meter.read(optimizer.param_groups[0]["lr"]))
-                if step % config.checkpoint_every_steps == 0 and step < steps:
-                    run.save_state(step, model, optimizer)
-                if step % source.steps_per_epoch == 0 and step < steps:
-                    log.write(step, evaluate(model))
-        except KeyboardInterrupt:
-            run.save_state(step, model, optimizer)
-            raise
+    meter = _Meter()
+    with log.running(), _interrupts_between_steps() as interrupted:
+        for step, batches in _prefetched(source, range(done, steps)):
+            set_learning_rate(optimizer, learning_rate(step, steps, config))
+            torch.manual_seed(_step_seed(config.seed, step))
+            meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
+            done = step + 1
+            log.advance(done)
+            if done % config.log_every_steps == 0 or done == steps:
+                log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
+            if done < steps and (done % config.checkpoint_every_steps == 0 or interrupted()):
+                run.save_state(done, model, optimizer)
+            if interrupted():
+                raise KeyboardInterrupt
+            if done < steps and done % source.steps_per_epoch == 0:
+                log.write(done, evaluate(model))
+                meter.reset()
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -199,11 +198,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class _Meter:
     """Losses, gradient norm and speed since the last reading."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self._reset()
+    def __init__(self) -> None:
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         self.losses: dict[str, float] = {}
         self.norm, self.tokens, self.steps = 0.0, 0, 0
         self.started_s = time.perf_counter()
@@ -223,7 +221,7 @@ class _Meter:
             "grad_norm": self.norm / self.steps,
             "learning_rate": rate,
         }
-        self._reset()
+        self.reset()
         return values
 
 
@@ -236,6 +234,30 @@ def _prefetched(source: StepSource, steps: range) -> Iterator[tuple[int, Sequenc
             if step + 1 in steps:
                 ahead.append(pool.submit(source.micro_batches, step + 1))
             yield step, batches
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back until the step is whole; a second one interrupts at once.
+
+    Yields a function that says whether there was one. Outside the main thread, where Python delivers no signals,
+    nothing is held back.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold_back(number: int, _: object) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold_back)
+    try:
+        yield lambda: bool(caught)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -70,6 +70,8 @@ def pretrain(
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
     identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
     run = RunDirectory(out, identity | {"start": start.sha256 if start else None})
+    if resume and not overwrite and (ended := run.result()) is not None:
+        return ended
     run.begin(resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = task.build(shape, 2)

@@ -44,6 +44,14 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def result(self) -> dict[str, float] | None:
+        """What the run ended with, where it has ended: the checkpoint at `out` is of this very run."""
+        if not (self.out / artifact.MANIFEST).is_file():
+            return None
+        settings = artifact.open_manifest(self.out, "checkpoint").settings
+        self._refuse_other_run(self.out, {key: value for key, value in settings.items() if key != "result"})
+        return dict(settings["result"])
+
     def begin(self, *, resume: bool, overwrite: bool) -> None:
         """Make the directory, or find it as an earlier run left it.
 
@@ -61,7 +69,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         latest = self.latest_state()
         if latest is not None:
-            self._refuse_other_run(artifact.open_manifest(latest, "training-state").settings["identity"])
+            self._refuse_other_run(self.path, artifact.open_manifest(latest, "training-state").settings["identity"])
 
     def latest_state(self) -> Path | None:
         """The newest whole state, or None."""
@@ -89,12 +97,12 @@ class RunDirectory:
         _restore_moments(model, optimizer, read_tensors(latest / "optimizer.safetensors"))
         return int(manifest.settings["step"])
 
-    def _refuse_other_run(self, earlier: dict[str, Any]) -> None:
+    def _refuse_other_run(self, place: Path, earlier: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.identity))
         for key in sorted(set(mine) | set(earlier)):
             if key not in _FREE_TO_CHANGE and mine.get(key) != earlier.get(key):
                 raise ConfigError(
-                    f"{self.path} was started with {key} = {earlier.get(key)!r}, and now it is {mine.get(key)!r}. "
+                    f"{place} was started with {key} = {earlier.get(key)!r}, and now it is {mine.get(key)!r}. "
                     "Resume with the same settings and data, or start anew with --overwrite."
                 )
 

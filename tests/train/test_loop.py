@@ -94,24 +94,35 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_interrupting_saves_the_step_that_was_reached(
+def test_ctrl_c_ends_the_step_and_saves_it(
     corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, done = loop.optimizer_step, 0
 
-    def stopping(*arguments: object) -> object:
+    def interrupted(*arguments: object) -> object:
         nonlocal done
-        if done == 5:
-            raise KeyboardInterrupt
         done += 1
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)  # type: ignore[arg-type]
 
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "optimizer_step", stopping)
+        patch.setattr(loop, "optimizer_step", interrupted)
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    assert signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == ["state-00000005"]
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
+    first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    assert again == first
+    other = TINY_PRETRAIN.model_copy(update={"seed": 3})
+    with pytest.raises(ConfigError, match="started with seed = 0, and now it is 3"):
+        pretrain(corpus, tmp_path / "model", other, model_settings=dict(SHAPE), resume=True)
 
 
 def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
