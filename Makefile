@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fmt bench wheel-test clean
+.PHONY: help setup quickstart test check fmt bench test-slow clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,8 +44,8 @@ fmt: $(VENV)/.dev ## Format and mend what can be mended
 bench: $(VENV)/.dev ## SST-2 speed beside a plain transformers loop (BERTFAST_DATA: where the data lies)
 	$(BIN)/python benchmarks/sst2.py speed --data $(or $(BERTFAST_DATA),../shared/data)/sst2
 
-wheel-test: $(VENV)/.dev ## Build the wheel, install it elsewhere with the cpu extra only, predict there
-	$(BIN)/python -m pytest -q -m slow tests/test_wheel.py
+test-slow: $(VENV)/.dev ## What the default run leaves out: compiled training, and the wheel installed elsewhere
+	$(BIN)/python -m pytest -q -m slow
 
 clean: ## Remove the environment and the caches
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

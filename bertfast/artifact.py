@@ -23,11 +23,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from bertfast.config import Config, Precision
-from bertfast.errors import ArtifactError
+from bertfast.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-Kind = Literal["corpus", "training-state", "checkpoint", "onnx", "report"]
+Kind = Literal["data", "corpus", "training-state", "checkpoint", "onnx", "report"]
+LOGS = "logs"
+_MARKER = ".bertfast"
 _LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "openvino")
 
 
@@ -55,8 +57,9 @@ class Manifest(Config):
 
     @property
     def sha256(self) -> str:
-        """The artefact's identity: the hash of its files' hashes."""
-        listing = json.dumps({name: record.sha256 for name, record in sorted(self.files.items())})
+        """The artefact's identity: what it is and what its files hold, its logs left out."""
+        hashes = {name: record.sha256 for name, record in sorted(self.files.items()) if not name.startswith(f"{LOGS}/")}
+        listing = json.dumps([self.kind, self.task, self.precision, self.labels, hashes])
         return hashlib.sha256(listing.encode()).hexdigest()
 
 
@@ -100,14 +103,37 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raise ArtifactError where `out` is in the way; with `overwrite` only what is not ours is in the way."""
+def refuse_existing(out: Path, kind: Kind, overwrite: bool) -> None:
+    """Raise ArtifactError where `out` is in the way; with `overwrite` all but a `kind` of ours is in the way."""
     if not out.exists():
         return
     if not overwrite:
         raise ArtifactError(f"{out} is already there. Choose another --out, or pass --overwrite to replace it.")
-    if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} is not an artefact of bertfast, so --overwrite will not remove it.")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    try:
+        _read_manifest(out, kind)
+    except ArtifactError as error:
+        raise ArtifactError(f"--overwrite replaces only a '{kind}' of bertfast. {error}") from None
+
+
+def make_own_directory(path: Path) -> None:
+    """Make a directory that is marked as a working place of bertfast, or find it as such.
+
+    Raises:
+        ArtifactError: something else is there.
+    """
+    if path.exists() and not (path / _MARKER).is_file():
+        raise ArtifactError(f"{path} is in the way, and bertfast did not make it. Move it, or choose another --out.")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / _MARKER).touch()
+
+
+def remove_own_directory(path: Path) -> None:
+    """Remove a working place of an earlier run, if there is one; ArtifactError where it is not marked as ours."""
+    if path.exists():
+        make_own_directory(path)
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -128,13 +154,13 @@ def create(
     Raises:
         ArtifactError: `out` is in the way, or cannot be written.
     """
-    refuse_existing(out, overwrite)
+    refuse_existing(out, kind, overwrite)
     draft = Draft(partial_path(out))
-    if draft.path.exists():
-        shutil.rmtree(draft.path)
-    draft.path.mkdir(parents=True)
+    remove_own_directory(draft.path)
+    make_own_directory(draft.path)
     try:
         yield draft
+        (draft.path / _MARKER).unlink()
         manifest = Manifest(
             kind=kind,
             task=task,
@@ -148,6 +174,7 @@ def create(
             files=_record_files(draft.path),
         )
         (draft.path / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        refuse_existing(out, kind, overwrite)
         replace_directory(draft.path, out)
     except BaseException:
         shutil.rmtree(draft.path, ignore_errors=True)
@@ -161,8 +188,9 @@ def replace_directory(source: Path, target: Path) -> None:
     _fsync(source)
     if target.exists():
         retired = target.with_name(target.name + ".retired")
-        shutil.rmtree(retired, ignore_errors=True)
+        remove_own_directory(retired)
         target.rename(retired)
+        (retired / _MARKER).touch()
         source.rename(target)
         shutil.rmtree(retired)
     else:
@@ -176,27 +204,39 @@ def open_manifest(path: Path, kind: Kind | None = None, *, verify_hashes: bool =
     Raises:
         ArtifactError: no directory, no manifest, a torn one, another kind, or a file that differs.
     """
+    manifest = _read_manifest(path, kind)
+    for name, record in manifest.files.items():
+        _check_file(path / name, record, verify_hashes)
+    return manifest
+
+
+def _read_manifest(path: Path, kind: Kind | None) -> Manifest:
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise ArtifactError(f"{path} {state}. An artefact is a directory that bertfast has written.")
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
+        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        _refuse_other_schema(path, values)
+        manifest = Manifest.model_validate(values)
     except FileNotFoundError:
         raise ArtifactError(f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.") from None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (ValidationError, ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."
         ) from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has manifest schema {manifest.schema_version}, this version reads {SCHEMA_VERSION}. "
-            f"It was made by bertfast {manifest.bertfast_version}."
-        )
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} is an artefact of kind '{manifest.kind}', and '{kind}' is needed here.")
-    for name, record in manifest.files.items():
-        _check_file(path / name, record, verify_hashes)
     return manifest
+
+
+def _refuse_other_schema(path: Path, values: Any) -> None:
+    if not isinstance(values, dict) or not isinstance(values.get("schema_version"), int):
+        raise ArtifactError(f"{path / MANIFEST} is not a manifest of bertfast.")
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has manifest schema {values['schema_version']}, and this version reads {SCHEMA_VERSION}. "
+            f"It was made by bertfast {values.get('bertfast_version')}: use that version, or make it anew."
+        )
 
 
 def sha256_of(path: Path) -> str:

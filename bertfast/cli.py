@@ -6,25 +6,53 @@ Heavy packages are imported inside the verbs, so that `--help` works with no ext
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from bertfast.errors import BertfastError, ConfigError, DataError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+errors = Console(stderr=True)
+
+
+class Verbs(TyperGroup):
+    """The verbs; what the user can mend ends with status 2, a message and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BertfastError as error:
+            _fail(f"{type(error).__name__}: {error}", error.exit_status)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing half-written was left. A training run goes on with --resume.", 130)
+        except BrokenPipeError:  # nobody reads on; the flush at the exit must not fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "bertfast":
+                raise
+            _fail(f"the package '{error.name}' is missing. 'bertfast doctor' says which extra brings it.", 2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}. Free space or choose a place that can be written.", 2)
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 corpus_app = typer.Typer(no_args_is_help=True, help="Build corpora for pretraining.")
 train_app = typer.Typer(no_args_is_help=True, help="Pretrain and fine-tune.")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(train_app, name="train")
-errors = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what bertfast wrote there before.")]
@@ -94,7 +122,7 @@ def corpus_build(
         else:
             vocabulary = tokenization.train(texts, vocab_size or 0, lowercase=not cased)
         build_corpus(texts(), out, vocabulary, newlines=ends, overwrite=overwrite, on_documents=count)
-    _print_json({"corpus": str(out), **_settings_of(out)})
+    _print_json({"corpus": str(out), "vocab_size": vocabulary.vocab_size, **_settings_of(out)})
 
 
 @train_app.command("pretrain")
@@ -115,6 +143,8 @@ def train_pretrain(
 
     values = read_settings(config, settings or [])
     shape = values.pop("model", {})
+    if not isinstance(shape, dict):
+        raise ConfigError(f"model = {shape!r} is a value, and [model] is a table: --set model.hidden_size=256.")
     result = pretrain(
         open_corpus(corpus),
         out,
@@ -198,7 +228,7 @@ def bench(
     from bertfast.backends import available
     from bertfast.bench.run import BenchPlan
     from bertfast.bench.run import bench as run_bench
-    from bertfast.bench.scenarios import Scenario
+    from bertfast.bench.scenarios import Scenario, spread
     from bertfast.text.labelled import Columns, read_examples
 
     names = [item.name for item in available()]
@@ -207,7 +237,7 @@ def bench(
     scenarios = [Scenario(_choice("--scenario", name, [s.value for s in Scenario])) for name in scenario or []]
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
     rows = read_examples(data, columns, labels_needed=False)
-    rows = rows[:: max(1, len(rows) // limit)][:limit] if limit else rows
+    rows = [rows[i] for i in spread(len(rows), limit)] if limit else rows
     plan = BenchPlan(
         artefacts,
         data,
@@ -241,13 +271,15 @@ def predict(
     from bertfast.backends.predictor import load
 
     with load(artefact, backend, threads=threads) as model, _output(output_file) as sink:
-        requests: list[dict[str, Any]] = []
-        for request in _requests(input_file):
-            requests.append(request)
-            if len(requests) == 1024:
-                _answer(model, requests, sink)
-                requests = []
-        _answer(model, requests, sink)
+        truncated = 0
+        requests = _requests(input_file, model.model.task.read_request)
+        while window := list(islice(requests, 1024)):
+            for request, answer in zip(window, model.predict(window), strict=True):
+                truncated += "truncated" in answer
+                sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
+            sink.flush()
+    if truncated:
+        errors.print(f"{truncated:,} inputs were cut to the model's {model.model.max_length} tokens.", highlight=False)
 
 
 @app.command()
@@ -287,26 +319,16 @@ def print_report(report: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend ends with status 2, a message and no traceback."""
-    try:
-        app()
-    except BertfastError as error:
-        _fail(f"{type(error).__name__}: {error}", error.exit_status)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left. A training run goes on with --resume.", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "bertfast":
-            raise
-        _fail(f"the package '{error.name}' is missing. 'bertfast doctor' says which extra brings it.", 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. Free space or choose a place that can be written.", 2)
+    """Run the command line."""
+    warnings.showwarning = _show_warning
+    app()
 
 
-def _fail(message: str, status: int) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, status: int) -> NoReturn:
     errors.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
 
@@ -366,29 +388,23 @@ def _output(name: str) -> Iterator[TextIO]:
         draft.unlink(missing_ok=True)
 
 
-def _requests(name: str) -> Iterator[dict[str, Any]]:
-    if name != "-":
-        from bertfast.text.documents import read_json_lines
+def _requests(name: str, check: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:
+    """The requests of a file or of standard input; one that is malformed is named by its line."""
+    from bertfast.text.documents import decode_lines, parse_json_lines, read_json_lines
 
-        yield from (row for _, row in read_json_lines(Path(name)))
-        return
-    for number, line in enumerate(sys.stdin, 1):
-        if not line.strip():
-            continue
+    source = "standard input" if name == "-" else name
+    standard_input = name == "-"
+    rows = (
+        parse_json_lines(decode_lines(sys.stdin.buffer, source), source)
+        if standard_input
+        else read_json_lines(Path(name))
+    )
+    for number, request in rows:
         try:
-            request = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"line {number} of standard input is not JSON: {error}") from None
-        if not isinstance(request, dict):
-            raise DataError(f'line {number} of standard input is not a JSON object, such as {{"text": "..."}}.')
+            check(request)
+        except DataError as error:
+            raise DataError(f"{source}:{number}: {error}") from None
         yield request
-
-
-def _answer(model: Any, requests: list[dict[str, Any]], sink: TextIO) -> None:
-    for request, answer in zip(requests, model.predict(requests), strict=True):
-        known = {"id": request["id"]} if "id" in request else {}
-        sink.write(json.dumps(known | answer, ensure_ascii=False) + "\n")
-    sink.flush()
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class ModelConfig(Config):
     hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
     max_position_embeddings: int = Field(512, gt=0)
-    type_vocab_size: int = Field(2, gt=0)
+    type_vocab_size: int = Field(2, ge=2)
     initializer_range: float = Field(0.02, gt=0)
     layer_norm_eps: float = Field(1e-12, gt=0)
     pad_token_id: int = Field(0, ge=0)
@@ -147,6 +147,8 @@ def read_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]
             settings = tomllib.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{file} does not exist. Give --config a TOML file.") from None
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}. Give --config a TOML file.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not valid TOML: {error}") from None
     for override in overrides:

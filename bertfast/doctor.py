@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
-import os
-import shutil
+from pathlib import Path
 from typing import Any
 
 from bertfast import artifact
-from bertfast.backends import available
+from bertfast.backends import available, installed_version
+from bertfast.train.compiler import cpp_compiler
 
-_TRAINING = {"torch": "train", "safetensors": "train", "onnx": "train", "pyarrow": "train", "tensorboard": "train"}
-_REPORTS = {"sklearn": "bench", "matplotlib": "bench", "psutil": "bench"}
+_PACKAGES = {
+    "train": ("torch", "safetensors", "onnx", "pyarrow", "tensorboard"),
+    "bench": ("sklearn", "matplotlib"),
+}
 
 
 def examine() -> dict[str, Any]:
@@ -29,7 +30,7 @@ def examine() -> dict[str, Any]:
             }
             for item in available()
         ],
-        "packages": [_package(module, extra) for module, extra in (_TRAINING | _REPORTS).items()],
+        "packages": [_package(module, extra) for extra, modules in _PACKAGES.items() for module in modules],
         "tools": [_compiler()],
     }
 
@@ -37,21 +38,18 @@ def examine() -> dict[str, Any]:
 def _package(module: str, extra: str) -> dict[str, str | None]:
     name = {"sklearn": "scikit-learn"}.get(module, module)
     present = importlib.util.find_spec(module) is not None
-    version = importlib.metadata.version(name) if present else None
+    version = installed_version(name) if present else None
     return {"name": name, "version": version, "remedy": None if present else f"pip install 'bertfast[{extra}]'"}
 
 
 def _compiler() -> dict[str, str | None]:
-    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    found = cpp_compiler()
     remedy = None if found else "install g++ or clang++: without one, training runs eagerly, at about half the speed"
     return {"name": "C++ compiler", "version": found, "remedy": remedy}
 
 
 def _gpu() -> str | None:
     """The GPU's name as its driver tells it, without loading torch."""
-    from pathlib import Path
-
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     models = [line for card in cards for line in card.read_text().splitlines() if line.startswith("Model")]
     return models[0].partition(":")[2].strip() if models else None

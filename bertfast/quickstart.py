@@ -24,6 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bertfast import artifact
 from bertfast.bench.report import Report
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.config import FinetuneConfig, PretrainConfig
@@ -45,7 +46,7 @@ MODEL = {
 }
 PRETRAIN = PretrainConfig(
     max_length=64,
-    max_steps=800,
+    max_steps=700,
     global_batch_size=32,
     learning_rate=1e-3,
     warmup_fraction=0.1,
@@ -98,9 +99,10 @@ def run(out: Path) -> Report:
     out.mkdir(parents=True, exist_ok=True)
     with _stage("reading the documentation that this Python carries"):
         modules = list(read_modules())
-        rows = write_data(modules, out)
+        with artifact.create(out / "data", "data", overwrite=True) as draft:
+            rows = write_data(modules, draft.path)
     with _stage(f"training a vocabulary of {VOCAB_SIZE:,} and building the corpus"):
-        documents = out / "documents.jsonl"
+        documents = out / "data" / "documents.jsonl"
         tokenizer = tokenization.train(lambda: read_documents([documents]), VOCAB_SIZE)
         build_corpus(read_documents([documents]), out / "corpus", tokenizer, overwrite=True)
         corpus = open_corpus(out / "corpus")
@@ -108,7 +110,7 @@ def run(out: Path) -> Report:
     with _stage("pretraining: masked language modelling and next-sentence prediction"):
         pretrained = pretrain(corpus, out / "pretrained", PRETRAIN, model_settings=dict(MODEL), overwrite=True)
     start, task = open_checkpoint(out / "pretrained"), get_task("classify")
-    files = (out / "train.jsonl", out / "dev.jsonl")
+    files = (out / "data" / "train.jsonl", out / "data" / "dev.jsonl")
     with _stage("fine-tuning: which package is this docstring from?"):
         tuned = finetune(start, task, *files, out / "classifier", FINETUNE, overwrite=True)
     with _stage("the same without pretraining"):
@@ -143,7 +145,7 @@ def read_modules() -> Iterator[Module]:
 
 
 def write_data(modules: Sequence[Module], out: Path) -> dict[str, int]:
-    """Write documents.jsonl, train.jsonl and dev.jsonl; held-out modules are in dev.jsonl alone.
+    """Write documents.jsonl, train.jsonl and dev.jsonl into `out`; held-out modules are in dev.jsonl alone.
 
     Returns:
         Rows for training and for evaluation, labels.
@@ -161,9 +163,11 @@ def write_data(modules: Sequence[Module], out: Path) -> dict[str, int]:
             f"only {len(labels)} installed package(s) carry 100 docstrings, and telling packages apart needs 2. "
             "Install the extras first: pip install 'bertfast[cpu,train,bench]'"
         )
-    seen: set[str] = set()  # packages copy docstrings from each other; a text of the training rows is not in dev
-    train_rows = list(_labelled_rows(training, labels, ROWS_PER_LABEL, seen))
-    dev_rows = list(_labelled_rows(heldout, labels, DEV_ROWS_PER_LABEL, seen))
+    train_rows = list(_labelled_rows(training, labels, ROWS_PER_LABEL, set()))
+    # Packages copy docstrings from each other: what any training module says, in whatever package, is not in dev.
+    said = {_row_text(docstring, module.package) for module in training for docstring in module.docstrings}
+    said |= {row["text"] for row in train_rows}
+    dev_rows = list(_labelled_rows(heldout, labels, DEV_ROWS_PER_LABEL, said))
     _write_json_lines(out / "train.jsonl", train_rows)
     _write_json_lines(out / "dev.jsonl", dev_rows)
     return {"train": len(train_rows), "dev": len(dev_rows), "labels": len(labels)}
@@ -193,11 +197,15 @@ def _labelled_rows(
         ]
         taken = 0
         for _, docstring in sorted(pool):
-            text = without_name(docstring, label)[:MAX_ROW_CHARS]
+            text = _row_text(docstring, label)
             if taken < most and len(text) >= MIN_ROW_CHARS and text not in seen:
                 seen.add(text)
                 taken += 1
-                yield {"text": text.replace("\n", " "), "label": label}
+                yield {"text": text, "label": label}
+
+
+def _row_text(docstring: str, package: str) -> str:
+    return without_name(docstring, package).replace("\n", " ")[:MAX_ROW_CHARS]
 
 
 def _python_files(root: Path) -> list[Path]:

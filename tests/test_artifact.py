@@ -49,7 +49,7 @@ def test_an_existing_artefact_is_in_the_way(tmp_path: Path) -> None:
 def test_overwrite_does_not_remove_what_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("precious")
-    with pytest.raises(ArtifactError, match="not an artefact"):
+    with pytest.raises(ArtifactError, match="replaces only a 'report' of bertfast"):
         make(tmp_path / "a", overwrite=True)
     assert (tmp_path / "a" / "thesis.txt").read_text() == "precious"
 
@@ -59,7 +59,7 @@ def test_a_torn_manifest_is_refused(tmp_path: Path, keep: int) -> None:
     path = make(tmp_path / "a")
     file = path / artifact.MANIFEST
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(ArtifactError, match="damaged"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         artifact.open_manifest(path)
 
 
@@ -84,3 +84,51 @@ def test_what_is_not_there_is_said_plainly(tmp_path: Path) -> None:
         artifact.open_manifest(tmp_path)
     with pytest.raises(ArtifactError, match="of kind 'report', and 'corpus' is needed"):
         artifact.open_manifest(make(tmp_path / "a"), "corpus")
+
+
+def test_overwrite_replaces_only_its_own_kind(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="replaces only a 'onnx'.*of kind 'report'"):
+        artifact.refuse_existing(tmp_path / "a", "onnx", overwrite=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    with pytest.raises(ArtifactError, match="not a manifest of bertfast"):
+        make(tmp_path / "b", overwrite=True)
+    assert (tmp_path / "b" / "manifest.json").exists()
+
+
+def test_a_draft_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "thesis.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match="bertfast did not make it"):
+        make(tmp_path / "a")
+    assert (tmp_path / "a.partial" / "thesis.txt").read_text() == "precious"
+
+
+def test_what_appeared_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="already there"), artifact.create(tmp_path / "a", "report"):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "other.txt").write_text("another run")
+    assert (tmp_path / "a" / "other.txt").read_text() == "another run"
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_identity_is_what_it_is_without_its_logs() -> None:
+    one = artifact.Manifest(
+        kind="onnx", bertfast_version="1", labels=("a", "b"), files={"x": record("1"), "logs/y": record("2")}
+    )
+    same = one.model_copy(update={"files": {"x": record("1"), "logs/y": record("3")}})
+    other = one.model_copy(update={"labels": ("b", "a")})
+    assert one.sha256 == same.sha256 != other.sha256
+
+
+def record(sha256: str) -> artifact.FileRecord:
+    return artifact.FileRecord(bytes=1, sha256=sha256)
+
+
+def test_a_newer_schema_is_named(tmp_path: Path) -> None:
+    path = make(tmp_path / "a")
+    file = path / artifact.MANIFEST
+    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 9, "new": true'))
+    with pytest.raises(ArtifactError, match="schema 9, and this version reads 1"):
+        artifact.open_manifest(path)

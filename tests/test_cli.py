@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,7 @@ def test_prediction_to_a_file_is_whole_or_not_there(exported: Path, tmp_path: Pa
     requests.write_text('{"text": "a"}\n{"text": 3}\n')
     done = bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "'text' is int" in done.stderr
+    assert "in.jsonl:2: 'text' is int" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     requests.write_text('{"text": "a"}\n')
     assert bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl").returncode == 0
@@ -126,6 +128,8 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (("bench", exported, "--data", dev, "--out", "out", "--backend", "openvin"), "Did you mean 'openvino'"),
         (("predict", exported, "--backend", "torch"), "torch runs artefacts of kind 'checkpoint'"),
         (("predict", tmp_path), "no manifest.json"),
+        (("train", "pretrain", "--corpus", exported, "--out", "out", "--set", "model=base"), "[model] is a table"),
+        ((*classify, "--train", train, "--config", "/"), "cannot be read"),
     ]
     for arguments, message in cases:
         done = bertfast(*arguments, stdin='{"text": "a"}\n', cwd=tmp_path)
@@ -135,10 +139,19 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
     assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "latin1.tsv"}
 
 
+@pytest.mark.parametrize("line", [b'{"text": "\\ud83d"}', b'{"text": "caf\xe9"}', b'{"id": "\\ud83d", "text": "a"}'])
+def test_a_request_that_is_no_text_names_its_line(exported: Path, line: bytes) -> None:
+    command = [sys.executable, "-m", "bertfast.cli", "predict", str(exported)]
+    done = subprocess.run(command, input=b'{"text": "a"}\n' + line + b"\n", capture_output=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert b"standard input:2" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_request_that_is_not_json_names_its_line(exported: Path) -> None:
     done = bertfast("predict", exported, stdin='{"text": "a"}\n{"text":\n')
     assert done.returncode == 2
-    assert "line 2 of standard input is not JSON" in done.stderr
+    assert "standard input:2 is not JSON" in done.stderr
 
 
 @pytest.mark.skipif(
@@ -151,18 +164,61 @@ def test_a_place_that_cannot_be_written_is_named(classifier: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_ends_with_status_2_and_nothing_half_written(classifier: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_with_status_2_and_nothing_half_written(
+    classifier: Path, documents: list[str], row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
     """A limit on the size of files stands in for a full disk: the write fails in the same place."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        f"sys.argv = ['bertfast', 'export', {str(classifier)!r}, '--out', 'onnx'];"
-        "from bertfast.cli import main; main()"
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    train = ("train", "classify", "--model", str(classifier), "--train", str(row_files[0]), "--dev", str(row_files[1]))
+    verbs = [
+        ("export", str(classifier), "--out", "out"),
+        ("corpus", "build", "text.txt", "--vocab-size", "200", "--out", "out"),
+        (*train, "--out", "out", "--set", "max_length=32", "--set", "max_steps=1"),
+    ]
+    for verb in verbs:
+        code = (
+            "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+            f"sys.argv = ['bertfast', *{verb!r}];"
+            "from bertfast.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
+        )
+        assert done.returncode == 2, (verb, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert {path.name for path in tmp_path.iterdir()} <= {"text.txt", "out.run"}
+
+
+def test_ctrl_c_says_what_to_do(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    files = ["--train", str(row_files[0]), "--dev", str(row_files[1])]
+    command = [sys.executable, "-m", "bertfast.cli", "train", "classify", "--model", str(pretrained), *files]
+    settings = [
+        "--set=max_length=32",
+        "--set=max_steps=100000",
+        "--set=checkpoint_every_steps=5",
+        "--set=compile=false",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", "m", *settings], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "m.run").glob("state-*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "goes on with --resume" in message
+    assert "Traceback" not in message
+
+
+def test_a_reader_that_stops_is_no_error(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 3000)
+    predict = f"{sys.executable} -m bertfast.cli predict {exported} --input in.jsonl"
+    script = f"set -o pipefail; {predict} | head -1"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_doctor_names_what_is_there_and_what_to_install() -> None:

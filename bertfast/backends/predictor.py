@@ -11,6 +11,7 @@ from typing import Any, Self
 from bertfast.backends.protocol import Backend
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import ServedModel, open_served
+from bertfast.errors import DataError
 from bertfast.tasks import Answer
 from bertfast.text.batch import group_by_budget, pad
 from bertfast.text.tokenizer import Encoded
@@ -23,7 +24,7 @@ Input = str | tuple[str, str] | Mapping[str, Any]
 
 
 class Predictor:
-    """A model in a runtime. Use it as a context manager.
+    """A model in a runtime, for one thread at a time. Use it as a context manager.
 
     Example:
         with bertfast.load("artefact") as model:
@@ -48,6 +49,8 @@ class Predictor:
 
     def stream(self, inputs: Iterable[Input]) -> Iterator[Answer]:
         """Like `predict`, for any number of inputs: a few thousand are held at a time."""
+        if isinstance(inputs, str | Mapping):
+            raise DataError("predict takes many inputs: put the one into a list.")
         source = iter(inputs)
         while window := list(islice(source, _WINDOW)):
             yield from self.answer(self.encode(window))
@@ -92,8 +95,11 @@ def load(path: str | Path, backend: str | None = None, *, threads: int | None = 
 
 
 def _as_request(item: Input) -> Mapping[str, Any]:
-    if isinstance(item, str):
-        return {"text": item}
-    if isinstance(item, tuple):
-        return {"text": item[0], "pair": item[1]}
-    return item
+    match item:
+        case str():
+            return {"text": item}
+        case (first, second):
+            return {"text": first, "pair": second}
+        case Mapping():
+            return item
+    raise DataError(f"{item!r} is neither a text, nor a pair of texts, nor a request such as {{'text': ...}}.")

@@ -24,9 +24,9 @@ class TorchBackend(Backend):
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.outputs = model.task.outputs
-        checkpoint = open_checkpoint(model.path)
+        checkpoint = model.checkpoint or open_checkpoint(model.path)
         self.module = model.task.build(checkpoint.config, len(model.vocabulary.labels))
-        load_weights(self.module, model.path)
+        load_weights(self.module, model.path, complete=True)
         self.module.to(self.device).eval()
         torch.set_float32_matmul_precision("highest")
         self.refuse_precision(_executed(self.module), model.precision)

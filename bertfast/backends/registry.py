@@ -68,7 +68,7 @@ def available() -> list[Availability]:
     found = []
     for name, runtime in _RUNTIMES.items():
         present = importlib.util.find_spec(runtime.package) is not None
-        version = _version(runtime.package) if present else None
+        version = installed_version(runtime.package) if present else None
         found.append(Availability(name, runtime.kind, version, f"pip install 'bertfast[{runtime.extra}]'"))
     return found
 
@@ -106,7 +106,8 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     return runtime.open(model, threads)
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of an installed package, `unknown` where its metadata lies under another name."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

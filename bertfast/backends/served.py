@@ -8,7 +8,7 @@ from pathlib import Path
 from bertfast import artifact
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError
-from bertfast.model.weights import open_checkpoint
+from bertfast.model.weights import Checkpoint, open_checkpoint
 from bertfast.tasks import Task, Vocabulary, get_task, task_of
 from bertfast.text import tokenizer as tokenization
 
@@ -25,6 +25,7 @@ class ServedModel:
         max_length: tokens of a sequence that the model has positions for.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
+        checkpoint: what it was read from, where that is a checkpoint.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class ServedModel:
     max_length: int
     sha256: str
     source_sha256: str
+    checkpoint: Checkpoint | None = None
 
 
 def open_served(path: Path) -> ServedModel:
@@ -63,6 +65,7 @@ def _open_checkpoint(path: Path) -> ServedModel:
         max_length=checkpoint.config.max_position_embeddings,
         sha256=checkpoint.sha256,
         source_sha256=checkpoint.sha256,
+        checkpoint=checkpoint,
     )
 
 

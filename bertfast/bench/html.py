@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertfast.bench.report import COLUMNS, Measured, Report, hardware_line, table
+from bertfast.bench.report import COLUMNS, Measured, Report, hardware_line, table, truncated
 from bertfast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,16 +29,17 @@ code { font-size: 90%; overflow-wrap: anywhere }
 """
 
 
-def write_html(report: Report, path: Path) -> None:
-    """Write the report page.
+def require_reporting() -> None:
+    """Raise ConfigError, before anything is measured, where a package that the report needs is missing."""
+    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"the report needs {package}: pip install 'bertfast[bench]'")
 
-    Raises:
-        ConfigError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("the report's pictures need matplotlib: pip install 'bertfast[bench]'") from None
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the report page."""
+    from matplotlib.figure import Figure
+
     whole = [item for item in report.candidates if item.error is None]
     pictures = []
     if any(item.offline_s for item in whole):
@@ -55,6 +57,7 @@ def _page(report: Report, pictures: list[str]) -> str:
         "Machine": hardware_line(report),
         "Libraries": ", ".join(f"{name} {number}" for name, number in sorted(report.libraries.items())),
         "Token lengths": ", ".join(f"{name} {value}" for name, value in report.length_percentiles.items()),
+        "Cut to the model's length": f"{truncated(report)} rows",
         "Repeats": f"{report.repeats}, interleaved",
     }
     listing = "".join(f"<li><b>{name}:</b> {html.escape(value)}</li>" for name, value in facts.items())

@@ -139,7 +139,8 @@ def markdown(report: Report) -> str:
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table(report)),
         "",
-        "Token lengths: " + ", ".join(f"{name} {value}" for name, value in report.length_percentiles.items()) + ".",
+        "Token lengths: " + ", ".join(f"{name} {value}" for name, value in report.length_percentiles.items()) + "; "
+        f"{truncated(report)} rows were cut to the model's length.",
         "",
         f"Command: `{report.command}`",
         "",
@@ -151,6 +152,11 @@ def markdown(report: Report) -> str:
 
 def _heading(report: Report) -> Iterable[str]:
     return (f"{report.metric} %" if name == "accuracy" and report.metric else name for name in COLUMNS)
+
+
+def truncated(report: Report) -> int:
+    """Rows that were cut to the model's length."""
+    return max((item.truncated for item in report.candidates), default=0)
 
 
 def hardware_line(report: Report) -> str:

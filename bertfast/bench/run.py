@@ -11,7 +11,7 @@ import numpy as np
 
 from bertfast import artifact
 from bertfast.backends import ServedModel, backends_for, open_served
-from bertfast.bench.html import write_html
+from bertfast.bench.html import require_reporting, write_html
 from bertfast.bench.report import Measured, Report
 from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Candidate, Worker
@@ -67,10 +67,11 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
         ConfigError: nothing to measure, or artefacts of different tasks.
         DataError: a label in the file that the model does not know.
     """
-    artifact.refuse_existing(out, overwrite)
+    artifact.refuse_existing(out, "report", overwrite)
+    require_reporting()
     models = [open_served(path) for path in plan.artefacts]
     task = _same_task(models)
-    labelled = plan.rows[0].label is not None
+    labelled = plan.rows[0].label is not None and all(model.vocabulary.labels for model in models)
     for model in models if labelled else ():
         label_ids(plan.rows, model.vocabulary.labels, plan.data)
     running = _start(plan, models)
@@ -79,7 +80,8 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     finally:
         for item in running:
             item.worker.stop()
-    reference = next((item for item in running if item.backend == "torch" and item.error is None), running[0])
+    whole = [item for item in running if item.error is None]
+    reference = next((item for item in whole if item.backend == "torch"), next(iter(whole), running[0]))
     report = _report(plan, task if labelled else None, task.name, running, reference)
     with artifact.create(
         out, "report", task=task.name, parents={item.name: item.model.sha256 for item in running}, overwrite=overwrite
@@ -101,11 +103,13 @@ def _same_task(models: Sequence[ServedModel]) -> Task:
 
 def _start(plan: BenchPlan, models: Sequence[ServedModel]) -> list[_Running]:
     running: list[_Running] = []
-    for model in models:
+    for number, model in enumerate(models, 1):
         for backend in backends_for(model):
             if plan.backends and backend not in plan.backends:
                 continue
-            name = backend if len([m for m in models if m.kind == model.kind]) == 1 else f"{model.path.name} {backend}"
+            alone = len([other for other in models if other.kind == model.kind]) == 1
+            name = backend if alone else f"{model.path.name} {backend}"
+            name += f" ({number})" if name in {item.name for item in running} else ""
             candidate = Candidate(model.path, backend, plan.rows, plan.threads, plan.single_stream_rows)
             running.append(_Running(model, backend, name, Worker(candidate)))
     if not running:
@@ -213,5 +217,5 @@ def compare_answers(
     if not reference or "label" not in reference[0]:
         return None, None
     flips = sum(a["label"] != b["label"] for a, b in zip(answers, reference, strict=True))
-    drift = max(abs(a["scores"][b["label"]] - b["score"]) for a, b in zip(answers, reference, strict=True))
+    drift = max(abs(a["scores"].get(b["label"], 0.0) - b["score"]) for a, b in zip(answers, reference, strict=True))
     return flips, drift

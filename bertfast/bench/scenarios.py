@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from bertfast.backends import Backend
 from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from bertfast.text.batch import Batch, group_by_budget, pad
@@ -50,14 +52,18 @@ def workload(scenario: Scenario, rows: Sequence[Encoded], pad_id: int, single_st
         groups = group_by_budget(lengths, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
         batches = [pad([rows[i] for i in group], pad_id) for group in groups]
     else:
-        step = max(1, len(rows) // single_stream_rows)
-        batches = [pad([row], pad_id) for row in rows[::step][:single_stream_rows]]
+        batches = [pad([rows[i]], pad_id) for i in spread(len(rows), single_stream_rows)]
     return Workload(
         batches,
         sum(len(batch) for batch in batches),
         sum(batch.real_tokens for batch in batches),
         sum(batch.input_ids.size for batch in batches),
     )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` places, evenly from the first to the last."""
+    return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]
 
 
 def time_offline(backend: Backend, load: Workload, clock: Clock = time.perf_counter) -> float:

@@ -52,9 +52,9 @@ def export(checkpoint_path: Path, out: Path, *, overwrite: bool = False) -> Chec
 
 
 def _model(served: ServedModel) -> onnx.ModelProto:
-    checkpoint = open_checkpoint(served.path)
+    checkpoint = served.checkpoint or open_checkpoint(served.path)
     module = served.task.build(checkpoint.config, len(served.vocabulary.labels))
-    load_weights(module, served.path)
+    load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
     return build_graph(served.task.architecture, weights, checkpoint.config)
 

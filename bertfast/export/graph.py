@@ -20,10 +20,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bertfast.config import ModelConfig
+from bertfast.model.encoder import MASKED_SCORE
 
 OPSET = 21
 IR_VERSION = 10
-MASKED_SCORE = -1e4  # as in model/encoder.py
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Weights = Mapping[str, npt.NDArray[np.float32]]

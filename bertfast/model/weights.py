@@ -31,6 +31,7 @@ class Checkpoint:
         task: the task that our manifest names; None for a foreign directory.
         architecture: the class that config.json names, or SENTENCE_TRANSFORMER; None where there is neither.
         labels: class names in the order of the logits; empty for a bare encoder.
+        problem: what the logits mean, where a foreign config.json says so (`problem_type`).
         sha256: identity of the artefact, or of the weights file of a foreign directory.
     """
 
@@ -39,6 +40,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     task: str | None
     architecture: str | None
+    problem: str | None
     labels: tuple[str, ...]
     sha256: str
 
@@ -61,7 +63,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights = path / WEIGHTS_FILE
     if not weights.is_file():
         raise ArtifactError(f"{path} has no {WEIGHTS_FILE}. Save the model with `save_pretrained` of transformers.")
-    foreign_labels = sorted(settings.get("id2label", {}).items(), key=lambda item: int(item[0]))
     architectures = settings.get("architectures") or [None]
     return Checkpoint(
         path=path,
@@ -69,26 +70,34 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         task=manifest.task if manifest else None,
         architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
-        labels=manifest.labels if manifest else tuple(label for _, label in foreign_labels),
+        problem=settings.get("problem_type"),
+        labels=manifest.labels if manifest else _foreign_labels(settings, path / CONFIG_FILE),
         sha256=manifest.sha256 if manifest else artifact.sha256_of(weights),
     )
 
 
-def load_weights(model: nn.Module, path: Path, *, encoder_only: bool = False) -> list[str]:
+def load_weights(model: nn.Module, path: Path, *, encoder_only: bool = False, complete: bool = False) -> list[str]:
     """Fill `model` from a checkpoint directory; returns the names of the parameters that keep their initial values.
 
     Args:
         encoder_only: leave the head as it is, because the checkpoint's head serves another task or other labels.
+        complete: accept no parameter that keeps its initial, random values.
     Raises:
-        ArtifactError: the file is cut short, an encoder weight is missing, or a shape differs.
+        ArtifactError: the file is cut short, a needed weight is missing, or a shape differs.
     """
     file = path / WEIGHTS_FILE
-    stored = {f"bert.{name}" if name.startswith(_HEADLESS) else name: t for name, t in read_tensors(file).items()}
+    stored = {_our_name(name): tensor for name, tensor in read_tensors(file).items()}
     wanted = model.state_dict()
     if encoder_only:
         stored = {name: tensor for name, tensor in stored.items() if name.startswith("bert.")}
     missing = [name for name in wanted if name not in stored]
     lost = [name for name in missing if name.startswith("bert.") and not name.startswith("bert.pooler.")]
+    if complete and missing:
+        raise ArtifactError(
+            f"{file} lacks {missing[0]} ({len(missing)} weights in all), so its answers would be random. Fine-tune it."
+        )
+    if not encoder_only:
+        _refuse_untied_decoder(file, stored)
     if lost:
         raise ArtifactError(
             f"{file} lacks {lost[0]} ({len(lost)} encoder weights in all). It is not the model that {CONFIG_FILE} "
@@ -102,6 +111,18 @@ def load_weights(model: nn.Module, path: Path, *, encoder_only: bool = False) ->
             )
     model.load_state_dict({name: stored[name] for name in wanted if name in stored}, strict=False)
     return missing
+
+
+def _our_name(name: str) -> str:
+    """A parameter's name with the prefix of the encoder, and without TensorFlow's names for LayerNorm."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return f"bert.{name}" if name.startswith(_HEADLESS) else name
+
+
+def _refuse_untied_decoder(file: Path, stored: Mapping[str, Tensor]) -> None:
+    decoder = stored.get("cls.predictions.decoder.weight")
+    if decoder is not None and not decoder.equal(stored["bert.embeddings.word_embeddings.weight"]):
+        raise ArtifactError(f"{file} has an MLM decoder that is not tied to the word embeddings; bertfast ties them.")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -119,9 +140,13 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors as safetensors, on the CPU and contiguous."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {"format": "pt"})
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {"format": "pt"})
+    except SafetensorError as error:
+        raise ArtifactError(f"{file} could not be written ({error}). Free space or choose another place.") from None
 
 
 def save_checkpoint(
@@ -136,7 +161,7 @@ def save_checkpoint(
         settings["id2label"] = {str(index): label for index, label in enumerate(labels)}
         settings["label2id"] = {label: index for index, label in enumerate(labels)}
     (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    tokenizer.save(directory)
+    tokenizer.save(directory, config.max_position_embeddings)
 
 
 def model_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
@@ -155,6 +180,18 @@ def model_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
     if settings.get("is_decoder"):
         raise ArtifactError(f"{source} is a decoder (is_decoder), and bertfast runs encoders.")
     return ModelConfig.parse({key: settings[key] for key in ModelConfig.model_fields if key in settings}, str(source))
+
+
+def _foreign_labels(settings: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """Class names in the order of the logits; transformers writes none where there are two with their default names."""
+    named = settings.get("id2label") or {}
+    if not named:
+        classifies = "BertForSequenceClassification" in (settings.get("architectures") or [])
+        return ("LABEL_0", "LABEL_1") if classifies else ()
+    try:
+        return tuple(str(label) for _, label in sorted(named.items(), key=lambda item: int(item[0])))
+    except (AttributeError, ValueError):
+        raise ArtifactError(f"{file}: id2label is not an object from class numbers to names. Correct it.") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

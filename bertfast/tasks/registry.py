@@ -73,8 +73,7 @@ def read_text_or_pair(request: Request) -> tuple[str, str | None]:
         DataError: `text` is missing, or one of the two is not text.
     """
     if "text" not in request:
-        present = ", ".join(request) or "nothing"
-        raise DataError(f"a request needs 'text'; this one has {present}.{did_you_mean('text', request)}")
+        raise DataError(f"a request needs 'text'; this one has {', '.join(request) or 'nothing'}.")
     text, pair = request["text"], request.get("pair")
     if not isinstance(text, str) or not isinstance(pair, str | None):
         wrong = "text" if not isinstance(text, str) else "pair"
@@ -108,6 +107,11 @@ def task_of(checkpoint: Checkpoint) -> Task:
         return get_task(checkpoint.task)
     for task in tasks().values():
         if task.architecture == checkpoint.architecture:
+            if checkpoint.problem not in (None, "single_label_classification") or len(checkpoint.labels) == 1:
+                raise ArtifactError(
+                    f"{checkpoint.path} has a head for {checkpoint.problem or 'one score'} ({len(checkpoint.labels)} "
+                    "labels), and bertfast serves classifiers that choose one of several labels."
+                )
             return task
     named = checkpoint.architecture or "no architecture"
     what = "a sentence-transformers folder" if named == SENTENCE_TRANSFORMER else named

@@ -26,6 +26,7 @@ from bertfast.text.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 27
 _DOCUMENTS_AT_ONCE = 256
+_COUNTED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,12 @@ class Corpus:
     def token_counts(self) -> Int64:
         """int64 [vocab_size]: how often each token occurs."""
         size = self.tokenizer.vocab_size
-        return sum((np.bincount(shard, minlength=size) for shard in self.shards), np.zeros(size, np.int64))
+        pieces = (
+            shard[start : start + _COUNTED_AT_ONCE]
+            for shard in self.shards
+            for start in range(0, len(shard), _COUNTED_AT_ONCE)
+        )
+        return sum((np.bincount(piece, minlength=size) for piece in pieces), np.zeros(size, np.int64))
 
 
 def build_corpus(
@@ -132,8 +138,8 @@ def open_corpus(path: Path) -> Corpus:
         tokenizer=tokenization.load(path / "tokenizer.json"),
         shards=[np.memmap(_shard_path(path, i), dtype, mode="r") for i in range(len(shard_starts))],
         shard_starts=shard_starts,
-        sentence_offsets=np.fromfile(path / "sentences.bin", np.int64),
-        document_offsets=np.fromfile(path / "documents.bin", np.int64),
+        sentence_offsets=np.memmap(path / "sentences.bin", np.int64, mode="r"),
+        document_offsets=np.memmap(path / "documents.bin", np.int64, mode="r"),
     )
 
 

@@ -13,6 +13,7 @@ from bertfast.errors import DataError, did_you_mean
 
 Boundary = Literal["blank-line", "file"]
 MAX_DOCUMENT_CHARS = 1 << 20
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 TEXT_COLUMNS = ("text", "content", "document", "body")
 
 
@@ -65,26 +66,26 @@ def read_lines(path: Path, *, limit: int = -1) -> Iterator[tuple[int, str]]:
         limit: characters (bytes, in fact) after which an endless line is cut into pieces; -1 for no limit.
     """
     with open_binary(path) as stream:
-        lines = iter(lambda: stream.readline(limit), b"")
-        number = 0
-        tail = b""
-        while True:
-            try:
-                raw = next(lines, None)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataError(f"{path} is truncated or damaged after line {number}: {error}") from None
-            if raw is None:
-                break
-            number += 1
-            line, tail = _decode(
-                path, number, tail + raw, complete=raw.endswith(b"\n") or limit < 0 or len(raw) < limit
-            )
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-        if tail:
-            _decode(path, number, tail, complete=True)
+        yield from decode_lines(stream, path, limit=limit)
 
 
-def _decode(path: Path, number: int, raw: bytes, *, complete: bool) -> tuple[str, bytes]:
+def decode_lines(stream: IO[bytes], source: Path | str, *, limit: int = -1) -> Iterator[tuple[int, str]]:
+    """`read_lines` of an open stream; `source` is what errors call it."""
+    number, tail = 0, b""
+    while True:
+        try:
+            raw = stream.readline(limit)
+        except _DAMAGED as error:
+            raise DataError(f"{source} is truncated or damaged after line {number}: {error}") from None
+        if not raw and not tail:
+            return
+        number += 1
+        ends = raw.endswith(b"\n") or limit < 0 or len(raw) < limit
+        line, tail = _decode(source, number, tail + raw, complete=ends)
+        yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _decode(path: Path | str, number: int, raw: bytes, *, complete: bool) -> tuple[str, bytes]:
     """The text of a line, and the bytes of a character that a cut at the limit left unfinished."""
     if b"\0" in raw:
         raise DataError(f"{path}:{number} holds a NUL byte: it is a binary file (or UTF-16), and UTF-8 text is needed.")
@@ -95,22 +96,37 @@ def _decode(path: Path, number: int, raw: bytes, *, complete: bool) -> tuple[str
             return raw[: error.start].decode("utf-8"), raw[error.start :]
         raise DataError(
             f"{path}:{number} is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}). "
-            f"Convert it first: iconv -f ISO-8859-1 -t UTF-8 {path.name}"
+            "Convert it first, such as with: iconv -f ISO-8859-1 -t UTF-8"
         ) from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number, object) of a JSON-lines file; blank lines are passed over."""
-    for number, line in read_lines(path):
+    return parse_json_lines(read_lines(path), path)
+
+
+def parse_json_lines(lines: Iterable[tuple[int, str]], source: Path | str) -> Iterator[tuple[int, dict[str, object]]]:
+    """`read_json_lines` of lines that are at hand; `source` is what errors call them."""
+    for number, line in lines:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number} is not JSON ({error}). The file may be cut short.") from None
+            raise DataError(f"{source}:{number} is not JSON ({error}). The file may be cut short.") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, and an object is needed.")
+            raise DataError(f"{source}:{number} is a JSON {type(row).__name__}, and an object is needed.")
+        if "\\u" in line and not _is_text(json.dumps(row, ensure_ascii=False)):
+            raise DataError(f"{source}:{number} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text.")
         yield number, row
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -128,7 +144,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except pyarrow.ArrowInvalid as error:
+        except (pyarrow.ArrowInvalid, *_DAMAGED) as error:
             raise DataError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
 
 

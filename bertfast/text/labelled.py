@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from bertfast.config import Config
 from bertfast.errors import DataError, did_you_mean
 from bertfast.text.documents import format_of, read_json_lines, read_lines, read_parquet
 
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "context"),
+    ("question", "sentence"),
+    ("question", "answer"),
+    ("question1", "question2"),
+    ("text", "pair"),
+    ("text", "text_pair"),
+    ("sentence", "pair"),
+)
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1")
-PAIR_NAMES = {
-    "sentence1": ("sentence2",),
-    "premise": ("hypothesis",),
-    "question": ("context", "sentence", "answer"),
-    "question1": ("question2",),
-    "text": ("pair", "text_pair"),
-    "sentence": ("pair",),
-}
 LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
-NO_GOLD_LABEL = "-"
+GOLD_LABEL, NO_GOLD_LABEL = "gold_label", "-"
 
 Row = dict[str, object]
 
@@ -44,7 +49,8 @@ class Example:
 
 
 def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: bool = True) -> list[Example]:
-    """Read a labelled file. Rows whose label is `-` (annotators disagreed, as in SNLI and MNLI) are left out.
+    """Read a labelled file. Rows whose `gold_label` is `-` (the annotators of SNLI and MNLI disagreed) are left out,
+    with a warning that counts them.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a row lacks its text or label.
@@ -55,11 +61,14 @@ def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: 
     except StopIteration:
         raise DataError(f"{path} has no rows.") from None
     names = _find_columns(path, list(first[1]), columns or Columns(), labels_needed)
-    examples = [_example(path, first, names)]
-    examples.extend(_example(path, row, names) for row in rows)
+    examples = [_example(path, row, names) for row in chain([first], rows)]
+    if names.label != GOLD_LABEL:
+        return examples
     kept = [example for example in examples if example.label != NO_GOLD_LABEL]
     if not kept:
         raise DataError(f"{path}: all {len(examples)} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
+    if len(kept) < len(examples):
+        warnings.warn(f"{path}: {len(examples) - len(kept)} rows without a gold label were left out.", stacklevel=2)
     return kept
 
 
@@ -74,7 +83,7 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
         raise DataError(
             f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed."
         )
-    numeric = all(label.lstrip("-").isdigit() for label in found)
+    numeric = all(label.removeprefix("-").isdecimal() for label in found)
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
 
@@ -110,7 +119,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
 def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
     """Tab-separated with a header; quotes are ordinary characters, as in GLUE."""
     lines = read_lines(path)
-    header = next(lines)[1].split("\t")
+    _, header_line = next(lines, (1, ""))
+    header = header_line.split("\t")
     for number, line in lines:
         if line:
             yield number, _named(path, number, header, line.split("\t"))
@@ -118,9 +128,10 @@ def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
     """Comma-separated with a header; quoted fields may span lines."""
+    csv.field_size_limit(2**31 - 1)
     reader = csv.reader((f"{line}\n" for _, line in read_lines(path)), strict=True)
     try:
-        header = next(reader)
+        header = next(reader, [])
         for fields in reader:
             if fields:
                 yield reader.line_num, _named(path, reader.line_num, header, fields)
@@ -137,9 +148,11 @@ def _named(path: Path, number: int, header: Sequence[str], fields: Sequence[str]
 
 
 def _find_columns(path: Path, present: list[str], wanted: Columns, labels_needed: bool) -> Columns:
-    text = _column(path, present, wanted.text, TEXT_NAMES, "--text-column")
-    pair_names = PAIR_NAMES.get(text or "", ("sentence2", "hypothesis", "pair"))
-    pair = _column(path, present, wanted.pair, pair_names, "--pair-column", needed=False)
+    usual_text, usual_pair = next(
+        (pair for pair in PAIR_NAMES if set(pair) <= set(present) and wanted.text in (None, pair[0])), (None, None)
+    )
+    text = _column(path, present, wanted.text or usual_text, TEXT_NAMES, "--text-column")
+    pair = _column(path, present, wanted.pair or usual_pair, (), "--pair-column", needed=False)
     label = _column(path, present, wanted.label, LABEL_NAMES, "--label-column", needed=labels_needed)
     return Columns(text=text, pair=pair, label=label)
 
@@ -165,6 +178,11 @@ def _column(
 
 def _example(path: Path, row: tuple[int, Row], names: Columns) -> Example:
     number, values = row
+    unread = [second for first, second in PAIR_NAMES if names.pair is None and first == names.text and second in values]
+    if unread and unread[0] not in (names.text, names.label):
+        raise DataError(
+            f"{path}:{number} has a '{unread[0]}' and the first row has none. Give every row the same columns."
+        )
 
     def field(name: str | None) -> str | None:
         if name is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from bertfast.errors import ArtifactError, ConfigError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_ALPHABET = 1000
+_NORMALIZER_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,19 @@ class Encoded:
 class Tokenizer:
     """A BERT WordPiece tokenizer with its special ids."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase: bool = True) -> None:
-        backend.no_padding()
-        backend.no_truncation()
-        self.backend = backend
-        self.lowercase = lowercase
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
         missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
         if missing:
             raise ConfigError(f"the vocabulary lacks {', '.join(missing)}: it is not a BERT vocabulary.")
+        backend.no_padding()
+        backend.no_truncation()
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        )
+        self.backend = backend
+        self._truncation = threading.Lock()  # the length is a state of the backend, which threads may share
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
@@ -89,20 +100,23 @@ class Tokenizer:
             max_length: tokens to keep; of a pair the longer side is cut first.
         """
         singles = [text if pair is None else (text, pair) for text, pair in texts]
-        self.backend.enable_truncation(max_length, strategy="longest_first")
-        try:
-            encodings = self.backend.encode_batch(singles)
-        finally:
-            self.backend.no_truncation()
+        with self._truncation:
+            self.backend.enable_truncation(max_length, strategy="longest_first")
+            try:
+                encodings = self.backend.encode_batch(singles)
+            finally:
+                self.backend.no_truncation()
         return [Encoded(item.ids, item.type_ids, bool(item.overflowing)) for item in encodings]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, max_length: int = 512) -> None:
         """Write tokenizer.json, vocab.txt and tokenizer_config.json, as Hugging Face lays them out."""
-        self.backend.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         ordered = sorted(self.backend.get_vocab().items(), key=lambda item: item[1])
         (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in ordered), encoding="utf-8")
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase, "model_max_length": 512}
+        rules = self.backend.normalizer
+        settings = {"tokenizer_class": "BertTokenizer", "model_max_length": max_length}
+        settings |= {theirs: getattr(rules, ours) for theirs, ours in _NORMALIZER_SETTINGS.items()}
         settings |= dict(zip(names, SPECIAL_TOKENS, strict=True))
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
@@ -123,14 +137,19 @@ def load(path: Path) -> Tokenizer:
         raise ArtifactError(f"{path} does not exist. Give a tokenizer.json, a vocab.txt or a directory with one.")
     if path.suffix == ".json":
         return _from_json(path)
-    return from_vocab(_read_vocab(path), lowercase=_lowercase_setting(path.parent))
+    tokens = _read_vocab(path)
+    return from_vocab(tokens, _normalizer_beside(path, tokens))
 
 
-def from_vocab(tokens: Sequence[str], *, lowercase: bool = True) -> Tokenizer:
+def from_vocab(tokens: Sequence[str], normalizer: normalizers.BertNormalizer) -> Tokenizer:
     """A tokenizer over these WordPiece tokens; a token's id is its place in the list."""
     vocab = {token: index for index, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    return Tokenizer(_with_bert_rules(backend, lowercase), lowercase=lowercase)
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocab])
+    return Tokenizer(backend)
 
 
 def train(texts: Callable[[], Iterable[str]], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:
@@ -154,7 +173,7 @@ def train(texts: Callable[[], Iterable[str]], vocab_size: int, *, lowercase: boo
     )
     backend.train_from_iterator(texts(), trainer)
     ordered = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return from_vocab([token for token, _ in ordered], lowercase=lowercase)
+    return from_vocab([token for token, _ in ordered], normalizer)
 
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer) -> list[str]:
@@ -166,20 +185,6 @@ def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer) -> list[
     return sorted(character for character in common if not character.isspace())
 
 
-def _with_bert_rules(backend: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens([token for token in SPECIAL_TOKENS if backend.token_to_id(token) is not None])
-    if backend.token_to_id("[CLS]") is not None and backend.token_to_id("[SEP]") is not None:
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0",
-            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-        )
-    return backend
-
-
 def _from_json(path: Path) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -187,8 +192,12 @@ def _from_json(path: Path) -> Tokenizer:
         raise ArtifactError(f"{path} is not a tokenizer that this version of `tokenizers` reads: {error}") from None
     if not isinstance(backend.model, models.WordPiece):
         raise ArtifactError(f"{path} holds a {type(backend.model).__name__} model; BERT's is WordPiece.")
-    lowercase = getattr(backend.normalizer, "lowercase", True)
-    return Tokenizer(backend, lowercase=bool(lowercase))
+    if not isinstance(backend.normalizer, normalizers.BertNormalizer):
+        raise ArtifactError(
+            f"{path} normalises text by {type(backend.normalizer).__name__}; BERT's is BertNormalizer, and "
+            "another could not be written back so that others read it alike."
+        )
+    return Tokenizer(backend)
 
 
 def _read_vocab(path: Path) -> list[str]:
@@ -199,11 +208,17 @@ def _read_vocab(path: Path) -> list[str]:
     return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def _lowercase_setting(directory: Path) -> bool:
-    settings = directory / "tokenizer_config.json"
-    if not settings.is_file():
-        return "uncased" in directory.name or "-cased" not in directory.name
+def _normalizer_beside(path: Path, tokens: Sequence[str]) -> normalizers.BertNormalizer:
+    """The rules that a tokenizer_config.json beside a vocabulary names; without one, the case that its tokens have."""
+    file = path.parent / "tokenizer_config.json"
+    if not file.is_file():
+        cased = any(token != token.lower() for token in tokens if token not in SPECIAL_TOKENS)
+        return normalizers.BertNormalizer(lowercase=not cased)
     try:
-        return bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{settings} is damaged: {error}. Copy it again.") from None
+        raise ArtifactError(f"{file} is damaged: {error}. Copy it again.") from None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{file} is damaged: it holds no object. Copy it again.")
+    named = {ours: settings[theirs] for theirs, ours in _NORMALIZER_SETTINGS.items() if theirs in settings}
+    return normalizers.BertNormalizer(**named)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
+from typing import TypeVar
 
 import torch
 
 from bertfast.config import Precision, TrainConfig
 from bertfast.errors import ConfigError
+from bertfast.train.compiler import cpp_compiler
 
 # Compiling a BERT takes about half a minute on two cores; a run of fewer steps does not earn that back.
 COMPILE_MIN_STEPS = 300
+
+Settings = TypeVar("Settings", bound=TrainConfig)
+
+
+def resolve(config: Settings, steps: int) -> Settings:
+    """The settings with every `auto` decided for this machine and this number of steps, so that a run that goes on
+    elsewhere goes on in the same way or is refused."""
+    device = choose_device(config)
+    return config.model_copy(
+        update={
+            "device": device.type,
+            "precision": choose_precision(config, device),
+            "compile": compile_wanted(config, steps),
+            "deterministic": device.type == "cpu" if config.deterministic == "auto" else config.deterministic,
+        }
+    )
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -39,21 +56,13 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def make_deterministic(config: TrainConfig, device: torch.device) -> None:
-    """Let torch use deterministic algorithms only, where that is asked for or, with `auto`, free."""
-    wanted = device.type == "cpu" if config.deterministic == "auto" else config.deterministic
+    """Let torch use deterministic algorithms only, where that is asked for."""
+    wanted = config.deterministic is True
     if wanted and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
     torch.use_deterministic_algorithms(wanted)
     # Filling new memory is a debugging aid of the deterministic mode; it costs a quarter of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use, or None."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))),
-        None,
-    )
 
 
 def compile_wanted(config: TrainConfig, steps: int) -> bool:

@@ -21,7 +21,8 @@ from bertfast.tasks import Task
 from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
-from bertfast.train.loop import evaluate_losses, fit
+from bertfast.train.device import resolve
+from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
@@ -96,11 +97,13 @@ def finetune(
             f"{start.path}. Pass --set max_length={start.config.max_position_embeddings} or less."
         )
     examples, dev_examples = read_examples(train_file, columns), read_examples(dev_file, columns)
-    if any(row.pair is None for row in dev_examples[:1]) != any(row.pair is None for row in examples[:1]):
+    if (dev_examples[0].pair is None) != (examples[0].pair is None):
         raise DataError(f"{train_file} and {dev_file} differ: one holds pairs and the other single texts.")
     labels = label_names(examples)
     data = encode_rows(examples, labels, start.tokenizer, config, train_file)
     dev = encode_rows(dev_examples, labels, start.tokenizer, config, dev_file)
+    source = FinetuneSource(data, start.tokenizer.pad_id, config)
+    config = resolve(config, total_steps(source, config))
     identity = {**config.model_dump(), "start": start.sha256, "from_scratch": from_scratch}
     run = RunDirectory(
         out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)}
@@ -112,7 +115,6 @@ def finetune(
     model = task.build(start.config, len(labels))
     if not from_scratch:
         load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
-    source = FinetuneSource(data, start.tokenizer.pad_id, config)
     evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
     result = fit(model, task, source, config, run, evaluate)
     result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
@@ -132,10 +134,14 @@ def _evaluate(
     model: nn.Module, *, task: Task, data: EncodedRows, pad_id: int, config: FinetuneConfig
 ) -> dict[str, float]:
     groups = group_by_budget(data.lengths, config.micro_batch_tokens, len(data.rows))
-    losses = evaluate_losses(model, task, (data.batch(rows, pad_id) for rows in groups), config)
+    losses = evaluate_losses(model, task, (data.batch(rows, pad_id) for rows in groups))
     majority = np.bincount(data.labels).max() / len(data.labels)
-    means = losses.means("dev_")
-    return {"dev_loss": means["dev_loss"], "dev_accuracy": means["dev_loss_accuracy"], "dev_majority": float(majority)}
+    rows = losses.counts["loss"]
+    return {
+        "dev_loss": losses.sums["loss"] / rows,
+        "dev_accuracy": losses.correct["loss"] / rows,
+        "dev_majority": float(majority),
+    }
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from bertfast.config import Precision, TrainConfig
 from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
 from bertfast.text.batch import TrainingBatch
-from bertfast.train.device import choose_device, choose_precision, compile_wanted, make_deterministic
+from bertfast.train.device import make_deterministic
 from bertfast.train.optimizer import learning_rate, make_optimizer
 from bertfast.train.progress import RunLog
 from bertfast.train.state import RunDirectory
@@ -87,6 +87,8 @@ def fit(
 ) -> dict[str, float]:
     """Train `model` in place, from where `run` stands to the end; returns the last evaluation.
 
+    `config` is resolved (see `device.resolve`): nothing in it is `auto`.
+
     The random numbers of a step depend on the seed and the step alone, so a run that was cut off ends with the
     weights of one that was not (bit for bit on a CPU with the same thread count).
 
@@ -95,36 +97,35 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state of the last whole step is saved.
     """
     steps = total_steps(source, config)
-    device = choose_device(config)
-    precision = choose_precision(config, device)
+    device = torch.device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     make_deterministic(config, device)
     model.to(device).train()
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
-    trainer = Trainer(task, model, device, precision)
+    trainer = Trainer(task, model, device, Precision(config.precision))
     step_losses = trainer.losses
-    if compile_wanted(config, steps):
+    if config.compile:
         step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
-    log = RunLog(run.path, task.name, done, steps)
     meter = _Meter()
-    with log.running(), _interrupts_between_steps() as interrupted:
-        for step, batches in _prefetched(source, range(done, steps)):
-            set_learning_rate(optimizer, learning_rate(step, steps, config))
-            torch.manual_seed(_step_seed(config.seed, step))
-            meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
-            done = step + 1
-            log.advance(done)
-            if done % config.log_every_steps == 0 or done == steps:
-                log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
-            if done < steps and (done % config.checkpoint_every_steps == 0 or interrupted()):
-                run.save_state(done, model, optimizer)
-            if interrupted():
-                raise KeyboardInterrupt
-            if done < steps and done % source.steps_per_epoch == 0:
-                log.write(done, evaluate(model))
-                meter.reset()
+    with RunLog(run.logs, task.name, done, steps) as log:
+        with _interrupts_between_steps() as interrupted:
+            for step, batches in _prefetched(source, range(done, steps)):
+                set_learning_rate(optimizer, learning_rate(step, steps, config))
+                torch.manual_seed(_step_seed(config.seed, step))
+                meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
+                done = step + 1
+                log.advance(done)
+                if done % config.log_every_steps == 0 or done == steps:
+                    log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
+                if done % config.checkpoint_every_steps == 0 or done == steps or interrupted():
+                    run.save_state(done, model, optimizer)
+                if interrupted():
+                    raise KeyboardInterrupt
+                if done < steps and done % source.steps_per_epoch == 0:
+                    log.write(done, evaluate(model))
+                    meter.reset()
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -164,18 +165,16 @@ def optimizer_step(
 
 
 @torch.no_grad()
-def evaluate_losses(model: nn.Module, task: Task, batches: Iterator[TrainingBatch], config: TrainConfig) -> Losses:
-    """Losses and right predictions over batches, without dropout, in the precision of training."""
+def evaluate_losses(model: nn.Module, task: Task, batches: Iterable[TrainingBatch]) -> Losses:
+    """Losses and right predictions over batches, without dropout and in fp32, as the published model will answer."""
     device = next(model.parameters()).device
-    trainer = Trainer(task, model, device, choose_precision(config, device))
     model.eval()
     sums: dict[str, float] = {}
     correct: dict[str, float] = {}
     counts: dict[str, int] = {}
     for batch in batches:
         inputs, targets = to_tensors(batch.batch.arrays, device), to_tensors(batch.targets, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision is Precision.BF16):
-            outputs = task.forward(model, inputs, targets)
+        outputs = task.forward(model, inputs, targets)
         for totals, values in ((sums, task.losses(outputs, targets)), (correct, task.correct(outputs, targets))):
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value.item()

@@ -19,7 +19,8 @@ from bertfast.tasks import get_task
 from bertfast.text.batch import IGNORE_INDEX, TrainingBatch
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
-from bertfast.train.loop import evaluate_losses, fit
+from bertfast.train.device import resolve
+from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
@@ -68,6 +69,8 @@ def pretrain(
     task = get_task("pretrain")
     shape = _model_config(corpus, config, model_settings or {}, start)
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
+    source = PretrainSource(InstanceSource(corpus, training, config), config)
+    config = resolve(config, total_steps(source, config))
     identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
     run = RunDirectory(out, identity | {"start": start.sha256 if start else None})
     if resume and not overwrite and (ended := run.result()) is not None:
@@ -78,7 +81,6 @@ def pretrain(
     if start is not None:
         load_weights(model, start.path)
     evaluate = partial(_evaluate, corpus=corpus, documents=heldout, config=config)
-    source = PretrainSource(InstanceSource(corpus, training, config), config)
     result = fit(model, task, source, config, run, evaluate)
     parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
     publish(run, model, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
@@ -98,7 +100,7 @@ def _evaluate(model: nn.Module, *, corpus: Corpus, documents: np.ndarray, config
         return {}
     batches = list(_heldout_batches(InstanceSource(corpus, documents, config), config))
     labels = np.concatenate([batch.targets["next_sentence_labels"] for batch in batches])
-    losses = evaluate_losses(model, get_task("pretrain"), iter(batches), config)
+    losses = evaluate_losses(model, get_task("pretrain"), batches)
     return losses.means("heldout_") | {
         "unigram_entropy": unigram_entropy(batches, corpus),
         "nsp_majority": float(max(labels.mean(), 1 - labels.mean())),
@@ -124,11 +126,12 @@ def _model_config(
             )
         shape = start.config
     else:
-        given = settings.pop("vocab_size", corpus.tokenizer.vocab_size)
-        shape = ModelConfig.parse({"vocab_size": given, "pad_token_id": corpus.tokenizer.pad_id, **settings}, "[model]")
-        if given < corpus.tokenizer.vocab_size:
+        own = {"vocab_size": corpus.tokenizer.vocab_size, "pad_token_id": corpus.tokenizer.pad_id}
+        shape = ModelConfig.parse(own | settings, "[model]")
+        if shape.vocab_size < corpus.tokenizer.vocab_size:
             raise ConfigError(
-                f"model.vocab_size {given} is less than the corpus' {corpus.tokenizer.vocab_size} tokens. Leave it out."
+                f"model.vocab_size {shape.vocab_size} is less than the corpus' {corpus.tokenizer.vocab_size} tokens. "
+                "Leave it out."
             )
     if config.max_length > shape.max_position_embeddings:
         raise ConfigError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -33,12 +33,15 @@ class RunLog:
     def __init__(self, directory: Path, name: str, start_step: int, total_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        directory.mkdir(exist_ok=True)
         file = directory / "metrics.jsonl"
         if file.exists():
             kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start_step]
-            file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            draft = file.with_suffix(".partial")
+            draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            draft.replace(file)
         self._stream = file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step or None)
+        self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1 if start_step else None)
         self._progress = progress_columns()
         self._bar = self._progress.add_task(name, total=total_steps, completed=start_step, note="")
         self._total = total_steps
@@ -61,15 +64,17 @@ class RunLog:
         if not self._progress.console.is_terminal and (step % self._lines_every == 0 or step == self._total):
             self._progress.console.print(f"step {step}/{self._total}  {note}", highlight=False)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Show the bar, and close everything at the end."""
-        try:
-            with self._progress:
-                yield
-        finally:
-            self._stream.close()
-            self._board.close()
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._stream.close()
+        self._board.close()
 
 
 def _step_of(line: str) -> int:

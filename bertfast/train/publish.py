@@ -30,7 +30,6 @@ def publish(
         run.out, "checkpoint", task=task.name, labels=labels, parents=parents, overwrite=overwrite
     ) as draft:
         save_checkpoint(draft.path, model, tokenizer, task.architecture, labels)
-        shutil.copy2(run.metrics_file, draft.path)
-        shutil.copytree(run.path / "tensorboard", draft.path / "tensorboard")
+        shutil.copytree(run.logs, draft.path / artifact.LOGS)
         draft.settings = {**run.identity, "result": dict(result)}
-    shutil.rmtree(run.path)
+    artifact.remove_own_directory(run.path)

@@ -20,7 +20,8 @@ from bertfast import artifact
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.weights import read_tensors, save_tensors
 
-# Settings that may change when a run goes on: they do not alter what is learnt.
+# Settings that may change when a run goes on. (Another number of threads rounds differently: the weights are then
+# not the same to the bit.)
 _FREE_TO_CHANGE = {"threads", "checkpoint_every_steps", "log_every_steps"}
 
 
@@ -41,8 +42,8 @@ class RunDirectory:
         return self.out.with_name(self.out.name + ".run")
 
     @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def logs(self) -> Path:
+        return self.path / artifact.LOGS
 
     def result(self) -> dict[str, float] | None:
         """What the run ended with, where it has ended: the checkpoint at `out` is of this very run."""
@@ -59,14 +60,14 @@ class RunDirectory:
             ArtifactError: a run lies there unfinished and neither `resume` nor `overwrite` was asked for.
             ConfigError: it was started with other settings or data.
         """
-        artifact.refuse_existing(self.out, overwrite)
+        artifact.refuse_existing(self.out, "checkpoint", overwrite)
         if overwrite and not resume:
-            shutil.rmtree(self.path, ignore_errors=True)
+            artifact.remove_own_directory(self.path)
         if self.path.exists() and not resume:
             raise ArtifactError(
                 f"an unfinished run lies in {self.path}. Continue it with --resume, or start anew with --overwrite."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        artifact.make_own_directory(self.path)
         latest = self.latest_state()
         if latest is not None:
             self._refuse_other_run(self.path, artifact.open_manifest(latest, "training-state").settings["identity"])

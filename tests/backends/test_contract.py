@@ -65,11 +65,18 @@ def test_what_is_cut_is_said(name: str, artefact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"), [({"txt": "a"}, "needs 'text'.*Did you mean 'txt'"), ({"text": 3}, "'text' is int")]
+    ("request_", "message"),
+    [({"txt": "a"}, "a request needs 'text'; this one has txt"), ({"text": 3}, "'text' is int")],
 )
 def test_a_malformed_request_is_named(exported: Path, request_: dict[str, object], message: str) -> None:
     with bertfast.load(exported) as model, pytest.raises(DataError, match=message):
         model.predict([request_])
+
+
+@pytest.mark.parametrize("inputs", ["hello", {"text": "a"}, [3], [("a",)], [("a", "b", "c")]])
+def test_what_is_no_list_of_requests_is_named(exported: Path, inputs: object) -> None:
+    with bertfast.load(exported) as model, pytest.raises(DataError, match="put the one into a list|neither a text"):
+        model.predict(inputs)  # type: ignore[arg-type]
 
 
 def test_the_precision_that_is_executed_is_read_back_from_openvino(
@@ -138,3 +145,13 @@ def test_a_pretrained_model_fills_masks_and_judges_what_follows(pretrained: Path
     assert one["masks"][0][0]["score"] >= one["masks"][0][1]["score"]
     assert 0 <= one["is_next"] <= 1
     assert two["masks"] == []
+
+
+def test_the_first_nsp_logit_is_that_of_is_next(pretrained: Path) -> None:
+    model = open_served(pretrained)
+    (encoded,) = model.vocabulary.tokenizer.encode([("a", "b")], 16)
+    outputs = {
+        "prediction_logits": np.zeros((1, len(encoded), 5), np.float32),
+        "seq_relationship_logits": np.array([[4.0, -4.0]], np.float32),
+    }
+    assert model.task.decode(outputs, [encoded], model.vocabulary)[0]["is_next"] > 0.99

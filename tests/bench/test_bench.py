@@ -13,6 +13,7 @@ from bertfast import artifact
 from bertfast.bench import run as running
 from bertfast.bench.report import Report, markdown, paired_ratio
 from bertfast.bench.run import BenchPlan, bench, compare_answers
+from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Worker
 from bertfast.errors import ConfigError, DataError
 from bertfast.text.labelled import read_examples
@@ -97,6 +98,34 @@ def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
     assert "the process died (exit code -9) during 'measure'" in (rows["openvino"].error or "")
     assert rows["torch"].error is rows["onnxruntime"].error is None
     assert "failed: the process died" in markdown(result)
+
+
+def test_a_reference_that_dies_leaves_the_others_a_reference(
+    exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Worker):
+        def ask(self, request: str, *arguments: object) -> object:
+            if self.backend == "onnxruntime":
+                os.kill(self._process.pid or 0, 9)
+            return super().ask(request, *arguments)
+
+        def __init__(self, candidate: object) -> None:
+            self.backend = candidate.backend  # type: ignore[attr-defined]
+            super().__init__(candidate)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running, "Worker", Dying)
+    result = bench(plan_for((exported,), row_files[1]), tmp_path / "report")
+    assert result.reference == "openvino"
+    assert {item.name: item.error is None for item in result.candidates} == {"onnxruntime": False, "openvino": True}
+
+
+def test_two_artefacts_of_one_name_are_told_apart(exported: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "onnx")
+    plan = plan_for(
+        (exported, tmp_path / "onnx"), row_files[1], backends=("onnxruntime",), scenarios=(Scenario.OFFLINE,)
+    )
+    result = bench(plan, tmp_path / "report")
+    assert [item.name for item in result.candidates] == ["onnx onnxruntime", "onnx onnxruntime (2)"]
 
 
 def test_a_torn_artefact_is_refused_before_anything_runs(

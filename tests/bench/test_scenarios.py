@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertfast.backends.protocol import Arrays, Backend
-from bertfast.bench.scenarios import Scenario, time_offline, time_single_stream, workload
+from bertfast.bench.scenarios import Scenario, spread, time_offline, time_single_stream, workload
 from bertfast.config import Precision
 from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Encoded
@@ -55,4 +55,11 @@ def test_tokens_are_real_tokens() -> None:
     load = workload(Scenario.OFFLINE, ROWS, 0, 3)
     assert (load.sequences, load.real_tokens, load.padded_tokens) == (6, 27, 54)
     single = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
-    assert (single.sequences, single.real_tokens, single.padded_tokens) == (3, 11, 11)
+    assert (single.sequences, single.real_tokens, single.padded_tokens) == (3, 6, 6)
+
+
+def test_a_part_of_the_rows_is_spread_over_all_of_them() -> None:
+    assert spread(872, 500)[0] == 0
+    assert spread(872, 500)[-1] == 871
+    assert len(set(spread(872, 500))) == 500
+    assert spread(3, 10) == [0, 1, 2]

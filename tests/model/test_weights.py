@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
+import bertfast
 from bertfast.errors import ArtifactError, BertfastError
 from bertfast.model.weights import load_weights, open_checkpoint, read_tensors, save_tensors
 from bertfast.tasks import get_task, task_of
 from bertfast.text import tokenizer as tokenization
+from bertfast.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -109,3 +112,62 @@ def test_a_directory_that_is_nothing_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "no")
     with pytest.raises(ArtifactError, match="neither tokenizer.json nor vocab.txt"):
         tokenization.load(tmp_path)
+
+
+def test_heads_that_choose_no_single_label_are_refused(foreign: Path) -> None:
+    edit_config(foreign, problem_type="multi_label_classification")
+    with pytest.raises(ArtifactError, match="a head for multi_label_classification"):
+        task_of(open_checkpoint(foreign))
+    edit_config(foreign, problem_type=None, id2label={"0": "LABEL_0"})
+    with pytest.raises(ArtifactError, match=r"a head for one score \(1 labels\)"):
+        task_of(open_checkpoint(foreign))
+
+
+def test_an_untied_decoder_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    shutil.copytree(pretrained, tmp_path / "p")
+    file = tmp_path / "p" / "model.safetensors"
+    tensors = read_tensors(file)
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    model = get_task("pretrain").build(open_checkpoint(pretrained).config, 2)
+    save_tensors(tensors | {"cls.predictions.decoder.weight": words.clone()}, file)
+    assert load_weights(model, tmp_path / "p") == []
+    save_tensors(tensors | {"cls.predictions.decoder.weight": words + 1}, file)
+    with pytest.raises(ArtifactError, match="not tied"):
+        load_weights(model, tmp_path / "p")
+
+
+def test_a_missing_head_is_not_served_as_random_numbers(foreign: Path) -> None:
+    file = foreign / "model.safetensors"
+    save_tensors({name: t for name, t in read_tensors(file).items() if not name.startswith("classifier")}, file)
+    with pytest.raises(ArtifactError, match="lacks classifier.weight.*its answers would be random"):
+        bertfast.load(foreign)
+
+
+def test_the_names_of_tensorflow_s_layer_norm_are_read(foreign: Path) -> None:
+    file = foreign / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, tensor in read_tensors(file).items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        renamed[name] = tensor
+    save_tensors(renamed, file)
+    model = get_task("classify").build(open_checkpoint(foreign).config, 3)
+    assert load_weights(model, foreign, complete=True) == []
+
+
+def test_a_binary_classifier_that_transformers_saved_is_served(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shape = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    transformers.BertForSequenceClassification(shape).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    with bertfast.load(tmp_path) as model:
+        assert model.predict(["The river."])[0]["label"] in ("LABEL_0", "LABEL_1")
+    edit_config(tmp_path, id2label={"first": "a"})
+    with pytest.raises(ArtifactError, match="id2label is not"):
+        open_checkpoint(tmp_path)

@@ -9,16 +9,9 @@ from bertfast.config import PretrainConfig
 from bertfast.errors import DataError
 from bertfast.text.batch import IGNORE_INDEX
 from bertfast.text.corpus import Corpus
-from bertfast.text.instances import (
-    IS_NEXT,
-    NOT_NEXT,
-    Instance,
-    InstanceSource,
-    mask_tokens,
-    split_documents,
-    truncate_pair,
-)
+from bertfast.text.instances import Instance, InstanceSource, mask_tokens, split_documents, truncate_pair
 
+IS_NEXT, NOT_NEXT = 0, 1  # as in the reference and in transformers
 CONFIG = PretrainConfig(max_length=48, short_seq_prob=0.1)
 
 

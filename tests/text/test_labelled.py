@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import pyarrow
@@ -41,11 +42,13 @@ def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "pair"), [("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "context")]
+    ("text", "pair"),
+    [("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "context"), ("question", "sentence")],
 )
 def test_pairs_are_found_by_their_usual_names(tmp_path: Path, text: str, pair: str) -> None:
     file = write(tmp_path / "rows.tsv", f"index\t{text}\t{pair}\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n")
-    assert read_examples(file) == [Example("a", "b", "neutral")]
+    with pytest.warns(UserWarning, match="1 rows without a gold label"):
+        assert read_examples(file) == [Example("a", "b", "neutral")]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -63,12 +66,36 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("text,label\na,\n", Columns(), r"rows.csv:2 has no 'label'"),
         ('text,label\n"a,1\n', Columns(), r"not well-formed CSV.*quote"),
         ("text,label\n", Columns(), "has no rows"),
-        ("text,label\na,-\n", Columns(), "all 1 rows carry the label '-'"),
+        ("text,gold_label\na,-\n", Columns(), "all 1 rows carry the label '-'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: str, columns: Columns, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_examples(write(tmp_path / "rows.csv", content), columns)
+
+
+def test_a_minus_is_a_label_like_another_outside_gold_label(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,label\na,+\nb,-\n")
+    assert label_names(read_examples(file)) == ("+", "-")
+
+
+def test_a_second_text_that_comes_late_is_not_dropped(tmp_path: Path) -> None:
+    rows = '{"text": "a", "label": "x"}\n{"text": "a", "pair": "b", "label": "y"}\n'
+    with pytest.raises(DataError, match=r"rows.jsonl:2 has a 'pair' and the first row has none"):
+        read_examples(write(tmp_path / "rows.jsonl", rows))
+
+
+def test_long_cells_and_empty_archives(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,label\n" + "x" * 200_000 + ",a\n")
+    assert len(read_examples(file)[0].text) == 200_000
+    for name in ("rows.tsv.gz", "rows.csv.gz"):
+        with pytest.raises(DataError, match="has no rows"):
+            read_examples(write(tmp_path / name, gzip.compress(b"")))
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="rows.jsonl:1 holds half of a surrogate pair"):
+        read_examples(write(tmp_path / "rows.jsonl", '{"text": "\\ud83d", "label": "a"}\n'))
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -99,5 +126,7 @@ def test_the_real_files_are_read_whole(data_folder: Path) -> None:
         "banking77/test.csv": (3080, 77),
     }
     for name, (rows, labels) in expected.items():
-        examples = read_examples(data_folder / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rows without a gold label
+            examples = read_examples(data_folder / name)
         assert (len(examples), len(label_names(examples))) == (rows, labels)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import normalizers
 
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.text import tokenizer as tokenization
@@ -48,9 +50,49 @@ def test_a_cased_vocabulary_keeps_case(documents: list[str], tmp_path: Path) -> 
 
 def test_what_is_no_bert_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks \[PAD\], \[CLS\]"):
-        tokenization.from_vocab(["[UNK]", "[SEP]", "[MASK]", "a"])
+        tokenization.from_vocab(["[UNK]", "[SEP]", "[MASK]", "a"], normalizers.BertNormalizer())
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match="not a tokenizer"):
         tokenization.load(tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):
         tokenization.load(tmp_path / "vocab.txt")
+
+
+def test_the_case_of_a_bare_vocabulary_is_that_of_its_tokens(documents: list[str], tmp_path: Path) -> None:
+    for lowercase in (True, False):
+        tokenization.train(lambda: documents, 200, lowercase=lowercase).save(tmp_path)
+        (tmp_path / "tokenizer_config.json").unlink()
+        bare = tokenization.load(tmp_path / "vocab.txt")
+        assert (bare.tokens(bare.ids_of_texts(["The"])[0]) == ["the"]) is lowercase
+
+
+@pytest.mark.parametrize("settings", [{"strip_accents": False}, {"lowercase": False}, {"handle_chinese_chars": False}])
+def test_every_rule_of_normalisation_survives_being_saved(
+    documents: list[str], tmp_path: Path, settings: dict[str, bool]
+) -> None:
+    vocabulary = tokenization.train(lambda: [*documents, "Caf\u00e9 \u6771\u4eac The"], 250, lowercase=False)
+    ordered = vocabulary.tokens(range(vocabulary.vocab_size))
+    ours = tokenization.from_vocab(ordered, normalizers.BertNormalizer(**settings))
+    ours.save(tmp_path)
+    expected = ours.ids_of_texts(["Caf\u00e9 \u6771\u4eac The"])[0]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("Caf\u00e9 \u6771\u4eac The", add_special_tokens=False)["input_ids"] == expected
+    (tmp_path / "tokenizer.json").unlink()
+    assert tokenization.load(tmp_path).ids_of_texts(["Caf\u00e9 \u6771\u4eac The"])[0] == expected
+
+
+def test_another_normaliser_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    backend = tokenization.load(tmp_path).backend
+    backend.normalizer = normalizers.Sequence([normalizers.NFC()])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ArtifactError, match="normalises text by Sequence"):
+        tokenization.load(tmp_path)
+
+
+def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
+    def lengths(limit: int) -> set[int]:
+        return {len(tokenizer.encode([("river bridge " * 200, None)], limit)[0]) for _ in range(40)}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lengths, (8, 16, 32, 64))) == [{8}, {16}, {32}, {64}]

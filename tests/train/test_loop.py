@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertfast.config import ModelConfig, PretrainConfig, TrainConfig
+from bertfast.config import ModelConfig, Precision, PretrainConfig, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
 from bertfast.model.weights import open_checkpoint, read_tensors
 from bertfast.tasks import get_task
@@ -46,25 +46,25 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "model"
-    pretrain(corpus, out, TINY_PRETRAIN, model_settings=dict(SHAPE))
+    pretrain(corpus, out, TINY_PRETRAIN, model_settings=SHAPE)
     return out
 
 
 def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"max_steps": 120, "learning_rate": 3e-3, "log_every_steps": 10})
-    result = pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+    result = pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
     assert result["heldout_mlm"] < result["unigram_entropy"] - 0.3
     assert set(result) >= {"heldout_nsp", "heldout_nsp_accuracy", "nsp_majority"}
-    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["train_mlm"] > lines[-2]["train_mlm"]
     assert lines[0]["real_tokens_per_s"] > 0
-    assert list((tmp_path / "model" / "tensorboard").iterdir())
+    assert list((tmp_path / "model" / "logs" / "tensorboard").iterdir())
     assert open_checkpoint(tmp_path / "model").task == "pretrain"
     assert not (tmp_path / "model.run").exists()
 
 
 def test_the_same_run_gives_the_same_weights(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
@@ -73,24 +73,15 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
     corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """After step 3 the newest state is that of step 2; after step 4 it is its own."""
-    real, done = loop.optimizer_step, 0
-
-    def stopping(*arguments: object) -> object:
-        nonlocal done
-        if done == stop:
-            raise RuntimeError("power cut")
-        done += 1
-        return real(*arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "optimizer_step", stopping)
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    interrupt_after(stop, corpus, tmp_path / "model", monkeypatch)
     assert not (tmp_path / "model").exists()
     with pytest.raises(ArtifactError, match="unfinished run.*--resume"):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
@@ -109,20 +100,20 @@ def test_ctrl_c_ends_the_step_and_saves_it(
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "optimizer_step", interrupted)
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
     assert signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == ["state-00000005"]
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
 def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
-    first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
-    again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+    first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert again == first
     other = TINY_PRETRAIN.model_copy(update={"seed": 3})
     with pytest.raises(ConfigError, match="started with seed = 0, and now it is 3"):
-        pretrain(corpus, tmp_path / "model", other, model_settings=dict(SHAPE), resume=True)
+        pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
 
 
 def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
@@ -145,29 +136,90 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+def interrupt_after(steps: int, corpus: Corpus, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Run until a power cut after so many steps."""
+    real, done = loop.optimizer_step, 0
+
+    def stopping(*arguments: object) -> object:
+        nonlocal done
+        if done == steps:
+            raise RuntimeError("power cut")
+        done += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop, "optimizer_step", stopping)
+        pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=SHAPE)
+
+
 def test_resuming_with_other_settings_is_refused(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(loop, "learning_rate", lambda step, *_: 1 / (3 - step) if step < 3 else 1 / 0)
-        patch.setattr(loop, "set_learning_rate", lambda *_: (_ for _ in ()).throw(RuntimeError) if _[1] > 0.9 else None)
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     other = TINY_PRETRAIN.model_copy(update={"learning_rate": 5e-4})
     with pytest.raises(ConfigError, match=r"started with learning_rate = 0.001, and now it is 0.0005"):
-        pretrain(corpus, tmp_path / "model", other, model_settings=dict(SHAPE), resume=True)
+        pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
 
 
 def test_a_state_cut_in_half_is_refused(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(
-            loop, "set_learning_rate", lambda _, rate: (_ for _ in ()).throw(RuntimeError) if rate < 5e-4 else None
-        )
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE))
+    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     (state,) = (tmp_path / "model.run").glob("state-*")
     file = state / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="cut short"):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=dict(SHAPE), resume=True)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+
+
+def resumed_is_undisturbed(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> bool:
+    config = TINY_PRETRAIN.model_copy(update=changes)
+    pretrain(corpus, tmp_path / "whole", config, model_settings=SHAPE)
+    interrupt_after(3, corpus, tmp_path / "cut", monkeypatch, **changes)
+    pretrain(corpus, tmp_path / "cut", config, model_settings=SHAPE, resume=True)
+    return same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_bf16_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resumed_is_undisturbed(corpus, tmp_path, monkeypatch, precision=Precision.BF16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_compiled_run_in_bf16_resumes_bit_for_bit(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resumed_is_undisturbed(corpus, tmp_path, monkeypatch, precision=Precision.BF16, compile=True)
+
+
+def test_ctrl_c_on_the_last_step_keeps_it(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, done = loop.optimizer_step, 0
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal done
+        done += 1
+        if done == TINY_PRETRAIN.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "optimizer_step", interrupted)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    assert done == TINY_PRETRAIN.max_steps
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_a_run_directory_that_is_not_ours_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "model.run").mkdir()
+    (tmp_path / "model.run" / "thesis.txt").write_text("precious")
+    for resume, overwrite in ((True, False), (False, True)):
+        with pytest.raises(ArtifactError, match="bertfast did not make it"):
+            pretrain(
+                corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=resume, overwrite=overwrite
+            )
+    assert (tmp_path / "model.run" / "thesis.txt").read_text() == "precious"
 
 
 def losses_and_gradients(
@@ -179,7 +231,7 @@ def losses_and_gradients(
     model = task.build(shape, 2).eval()
     config = TrainConfig(max_grad_norm=1e9, precision="fp32")
     optimizer = make_optimizer(model, config)
-    trainer = loop.Trainer(task, model, torch.device("cpu"), loop.Precision.FP32)
+    trainer = loop.Trainer(task, model, torch.device("cpu"), Precision.FP32)
     gradients: dict[str, torch.Tensor] = {}
     optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
     losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, config)
@@ -254,7 +306,7 @@ def test_layer_norm_and_biases_are_not_decayed(tiny_config: ModelConfig) -> None
 def test_divergence_is_said(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
     with pytest.raises(DivergenceError, match="Lower learning_rate"):
-        pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+        pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
 
 
 def test_without_a_compiler_training_runs_eagerly_with_one_warning(
@@ -264,7 +316,7 @@ def test_without_a_compiler_training_runs_eagerly_with_one_warning(
     monkeypatch.delenv("CXX", raising=False)
     config = TINY_PRETRAIN.model_copy(update={"compile": True})
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
-        pretrain(corpus, tmp_path / "model", config, model_settings=dict(SHAPE))
+        pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
     assert len([item for item in caught if "compiler" in str(item.message)]) == 1
 
 
@@ -274,15 +326,16 @@ def test_short_runs_are_not_compiled() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
-    shape = dict(SHAPE) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, tmp_path: Path) -> None:
+    shape = SHAPE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     results = [
         pretrain(
             corpus,
             tmp_path / str(compiled),
             TINY_PRETRAIN.model_copy(update={"compile": compiled}),
-            model_settings=dict(shape),
+            model_settings=shape,
         )
         for compiled in (False, True)
     ]
@@ -292,11 +345,9 @@ def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, undisturbed: Path
 def test_the_shape_comes_from_the_checkpoint_or_from_settings(corpus: Corpus, pretrained: Path, tmp_path: Path) -> None:
     start = open_checkpoint(pretrained)
     with pytest.raises(ConfigError, match="leave out"):
-        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN, model_settings=dict(SHAPE), start=start)
+        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN, model_settings=SHAPE, start=start)
     with pytest.raises(ConfigError, match="max_length 100 exceeds the model's max_position_embeddings 64"):
-        pretrain(
-            corpus, tmp_path / "m", TINY_PRETRAIN.model_copy(update={"max_length": 100}), model_settings=dict(SHAPE)
-        )
+        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN.model_copy(update={"max_length": 100}), model_settings=SHAPE)
     one_step = TINY_PRETRAIN.model_copy(update={"max_steps": 1})
     pretrain(corpus, tmp_path / "m", one_step, start=start)
     assert open_checkpoint(tmp_path / "m").config == start.config
