@@ -226,6 +226,7 @@ def bench(
 ) -> None:
     """Measure speed and accuracy of every artefact in every backend that runs it."""
     from bertfast.backends import available
+    from bertfast.bench.report import print_table
     from bertfast.bench.run import BenchPlan
     from bertfast.bench.run import bench as run_bench
     from bertfast.bench.scenarios import Scenario, spread
@@ -253,7 +254,7 @@ def bench(
     if as_json:
         print(report.model_dump_json())
         return
-    print_report(report)
+    print_table(report)
     print(f"{out / 'report.html'}")
 
 
@@ -304,18 +305,6 @@ def doctor(as_json: AsJson = False) -> None:
             present = "[green]yes[/]" if item["version"] else "[red]no[/]"
             table.add_row(present, item["name"], item["version"] or item["remedy"])
         console.print(table)
-
-
-def print_report(report: Any) -> None:
-    """The result table on standard output."""
-    from bertfast.bench.report import COLUMNS, hardware_line, table
-
-    view = Table(caption=hardware_line(report))
-    for number, name in enumerate(COLUMNS):
-        view.add_column(name, justify="left" if number < 2 else "right")
-    for row in table(report):
-        view.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(view)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def _package(module: str, extra: str) -> dict[str, str | None]:
 
 def _compiler() -> dict[str, str | None]:
     found = cpp_compiler()
-    remedy = None if found else "install g++ or clang++: without one, training runs eagerly, at about half the speed"
+    remedy = None if found else "install g++ or clang++: without one, training runs eagerly, which is slower"
     return {"name": "C++ compiler", "version": found, "remedy": remedy}
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bertfast import artifact
-from bertfast.bench.report import Report
+from bertfast.bench.report import Report, print_table
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.config import FinetuneConfig, PretrainConfig
 from bertfast.errors import DataError
@@ -276,8 +276,6 @@ def _print_results(
     report: Report,
     out: Path,
 ) -> None:
-    from bertfast.cli import print_report
-
     lines = (
         (
             "held-out MLM loss",
@@ -299,5 +297,5 @@ def _print_results(
         shown = f"{number:.3f} nats" if "entropy" in baseline else f"{number:.1%}"
         print(f"{name:22} {value:>12}   {baseline + ':':30} {shown}")
     sys.stdout.flush()
-    print_report(report)
+    print_table(report)
     print(f"report: {(out / 'report' / 'report.html').resolve()}")

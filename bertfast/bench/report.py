@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from bertfast.config import Config
 
@@ -123,6 +126,16 @@ def _row(item: Measured, reference: Measured | None, metric: str | None) -> tupl
 def paired_ratio(reference: Sequence[float], other: Sequence[float]) -> float:
     """How many times faster than the reference: the median over repeats of the ratio within a repeat."""
     return float(np.median([a / b for a, b in zip(reference, other, strict=False)]))
+
+
+def print_table(report: Report) -> None:
+    """The result table on standard output; wide enough for a file where that is no terminal."""
+    view = Table(caption=hardware_line(report))
+    for number, name in enumerate(_heading(report)):
+        view.add_column(name, justify="left" if number < 2 else "right")
+    for row in table(report):
+        view.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(view)
 
 
 def markdown(report: Report) -> str:

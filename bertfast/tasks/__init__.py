@@ -1,5 +1,6 @@
 """The tasks: one record each, which is all that the rest of the house knows of a task."""
 
-from bertfast.tasks.registry import Answer, Outputs, Request, Task, Vocabulary, get_task, task_of, tasks
+from bertfast.tasks.registry import TASKS, get_task, task_of
+from bertfast.tasks.task import Answer, Outputs, Request, Task, Vocabulary
 
-__all__ = ["Answer", "Outputs", "Request", "Task", "Vocabulary", "get_task", "task_of", "tasks"]
+__all__ = ["TASKS", "Answer", "Outputs", "Request", "Task", "Vocabulary", "get_task", "task_of"]

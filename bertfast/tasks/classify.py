@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertfast.config import ModelConfig
-from bertfast.tasks.registry import Answer, Outputs, Task, Vocabulary, read_text_or_pair
+from bertfast.tasks.task import Answer, Outputs, Task, Vocabulary, read_text_or_pair
 from bertfast.text.batch import Int64
 from bertfast.text.tokenizer import Encoded
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bertfast.config import ModelConfig
 from bertfast.errors import DataError
-from bertfast.tasks.registry import Answer, Outputs, Task, Vocabulary, read_text_or_pair
+from bertfast.tasks.task import Answer, Outputs, Task, Vocabulary, read_text_or_pair
 from bertfast.text.batch import IGNORE_INDEX, Int64
 from bertfast.text.tokenizer import Encoded
 

@@ -12,8 +12,8 @@ from bertfast.config import Precision, TrainConfig
 from bertfast.errors import ConfigError
 from bertfast.train.compiler import cpp_compiler
 
-# Compiling a BERT takes about half a minute on two cores; a run of fewer steps does not earn that back.
-COMPILE_MIN_STEPS = 300
+# Compiling a BERT takes one to two minutes on two cores (benchmarks/LOG.md); a shorter run does not earn that back.
+COMPILE_MIN_STEPS = 1000
 
 Settings = TypeVar("Settings", bound=TrainConfig)
 
@@ -71,7 +71,7 @@ def compile_wanted(config: TrainConfig, steps: int) -> bool:
         return False
     if cpp_compiler() is None:
         warnings.warn(
-            "no C++ compiler was found, so training runs eagerly (about half the speed on a CPU). "
+            "no C++ compiler was found, so training runs eagerly, which is slower. "
             "Install g++ or clang++, or set compile=false to silence this.",
             stacklevel=2,
         )
