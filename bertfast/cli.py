@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -122,6 +121,8 @@ def corpus_build(
         else:
             vocabulary = tokenization.train(texts, vocab_size or 0, lowercase=not cased)
         build_corpus(texts(), out, vocabulary, newlines=ends, overwrite=overwrite, on_documents=count)
+    if vocab_size and vocabulary.vocab_size != vocab_size:
+        warnings.warn(f"the text yields {vocabulary.vocab_size} tokens, and {vocab_size} were asked for.", stacklevel=1)
     _print_json({"corpus": str(out), "vocab_size": vocabulary.vocab_size, **_settings_of(out)})
 
 
@@ -273,8 +274,7 @@ def predict(
 
     with load(artefact, backend, threads=threads) as model, _output(output_file) as sink:
         truncated = 0
-        requests = _requests(input_file, model.model.task.read_request)
-        while window := list(islice(requests, 1024)):
+        for window in _windows(_requests(input_file, model.model.task.read_request)):
             for request, answer in zip(window, model.predict(window), strict=True):
                 truncated += "truncated" in answer
                 sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
@@ -346,7 +346,7 @@ def _counting(what: str) -> Iterator[Any]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} " + what), TimeElapsedColumn())
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda number: progress.advance(bar, number)
 
@@ -356,7 +356,7 @@ def _notifying() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         bar = progress.add_task("start")
         yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
 
@@ -375,6 +375,21 @@ def _output(name: str) -> Iterator[TextIO]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _windows(requests: Iterator[dict[str, Any]], size: int = 1024) -> Iterator[list[dict[str, Any]]]:
+    """The requests in groups; those before a malformed one come first, so that they are answered."""
+    window: list[dict[str, Any]] = []
+    try:
+        for request in requests:
+            window.append(request)
+            if len(window) == size:
+                yield window
+                window = []
+    except DataError:
+        yield window
+        raise
+    yield window
 
 
 def _requests(name: str, check: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:

@@ -40,13 +40,13 @@ MODEL = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "intermediate_size": 1024,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 64,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
 PRETRAIN = PretrainConfig(
     max_length=64,
-    max_steps=700,
+    max_steps=900,
     global_batch_size=32,
     learning_rate=1e-3,
     warmup_fraction=0.1,
@@ -61,7 +61,7 @@ DEV_ROWS_PER_LABEL = 75
 MAX_PACKAGES = 12
 MAX_MODULES = 200
 MAX_DOCUMENT_CHARS = 20_000
-MIN_ROW_CHARS, MAX_ROW_CHARS = 40, 300
+MIN_ROW_CHARS, MAX_ROW_CHARS = 40, 200
 _NOT_READ = {"pip", "setuptools", "bertfast"}
 _SKIPPED_FOLDERS = {
     "test",
@@ -114,7 +114,9 @@ def run(out: Path) -> Report:
     with _stage("fine-tuning: which package is this docstring from?"):
         tuned = finetune(start, task, *files, out / "classifier", FINETUNE, overwrite=True)
     with _stage("the same without pretraining"):
-        scratch = finetune(start, task, *files, out / "scratch", FINETUNE, from_scratch=True, overwrite=True)
+        scratch = finetune(
+            start, task, *files, out / "classifier-from-scratch", FINETUNE, from_scratch=True, overwrite=True
+        )
     with _stage("exporting to ONNX, checked against the source"):
         export(out / "classifier", out / "onnx", overwrite=True)
     with _stage("benchmarking every backend that is here"):

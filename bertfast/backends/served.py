@@ -22,7 +22,7 @@ class ServedModel:
     Attributes:
         kind: `checkpoint` or `onnx`.
         precision: what its matrix products are to execute in.
-        max_length: tokens of a sequence that the model has positions for.
+        max_length: tokens of a sequence; longer texts are cut, as they were in training.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         checkpoint: what it was read from, where that is a checkpoint.
@@ -62,7 +62,7 @@ def _open_checkpoint(path: Path) -> ServedModel:
         task=task_of(checkpoint),
         vocabulary=Vocabulary(checkpoint.tokenizer, checkpoint.labels),
         precision=Precision.FP32,
-        max_length=checkpoint.config.max_position_embeddings,
+        max_length=checkpoint.max_length,
         sha256=checkpoint.sha256,
         source_sha256=checkpoint.sha256,
         checkpoint=checkpoint,

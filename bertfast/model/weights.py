@@ -31,6 +31,7 @@ class Checkpoint:
         task: the task that our manifest names; None for a foreign directory.
         architecture: the class that config.json names, or SENTENCE_TRANSFORMER; None where there is neither.
         labels: class names in the order of the logits; empty for a bare encoder.
+        max_length: tokens of a sequence that it was trained with, or has positions for where nothing says.
         problem: what the logits mean, where a foreign config.json says so (`problem_type`).
         sha256: identity of the artefact, or of the weights file of a foreign directory.
     """
@@ -40,6 +41,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     task: str | None
     architecture: str | None
+    max_length: int
     problem: str | None
     labels: tuple[str, ...]
     sha256: str
@@ -54,6 +56,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = artifact.open_manifest(path, "checkpoint") if (path / artifact.MANIFEST).is_file() else None
     settings = _read_config(path)
     config = model_config(settings, path / CONFIG_FILE)
+    positions = config.max_position_embeddings
     tokenizer = tokenization.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ArtifactError(
@@ -70,6 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         task=manifest.task if manifest else None,
         architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
+        max_length=int(manifest.settings.get("max_length", positions)) if manifest else positions,
         problem=settings.get("problem_type"),
         labels=manifest.labels if manifest else _foreign_labels(settings, path / CONFIG_FILE),
         sha256=manifest.sha256 if manifest else artifact.sha256_of(weights),

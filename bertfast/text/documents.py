@@ -51,7 +51,7 @@ def open_binary(path: Path) -> IO[bytes]:
     """Open a file, unpacking `.gz`; DataError where there is no such file."""
     if not path.exists():
         near = did_you_mean(path.name, [item.name for item in path.parent.glob("*")]) if path.parent.is_dir() else ""
-        raise DataError(f"{path} does not exist.{near}")
+        raise DataError(f"{path} does not exist.{near} Check the path.")
     if path.is_dir():
         raise DataError(f"{path} is a directory, and one file is needed here.")
     if path.stat().st_size == 0:
@@ -88,7 +88,7 @@ def decode_lines(stream: IO[bytes], source: Path | str, *, limit: int = -1) -> I
 def _decode(path: Path | str, number: int, raw: bytes, *, complete: bool) -> tuple[str, bytes]:
     """The text of a line, and the bytes of a character that a cut at the limit left unfinished."""
     if b"\0" in raw:
-        raise DataError(f"{path}:{number} holds a NUL byte: it is a binary file (or UTF-16), and UTF-8 text is needed.")
+        raise DataError(f"{path}:{number} holds a NUL byte: it is a binary file or UTF-16. Give UTF-8 text.")
     try:
         return raw.decode("utf-8").rstrip("\r\n"), b""
     except UnicodeDecodeError as error:
@@ -113,7 +113,9 @@ def parse_json_lines(lines: Iterable[tuple[int, str]], source: Path | str) -> It
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{source}:{number} is not JSON ({error}). The file may be cut short.") from None
+            raise DataError(
+                f'{source}:{number} is not JSON ({error}). Write one whole object a line, such as {{"text": "..."}}.'
+            ) from None
         if not isinstance(row, dict):
             raise DataError(f"{source}:{number} is a JSON {type(row).__name__}, and an object is needed.")
         if "\\u" in line and not _is_text(json.dumps(row, ensure_ascii=False)):

@@ -17,13 +17,15 @@ _LINES_WITHOUT_TERMINAL = 10
 
 def progress_columns() -> Progress:
     """A progress bar on stderr; `note` is free text behind the remaining time."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )
 
 
@@ -62,7 +64,7 @@ class RunLog:
         note = "  ".join(f"{key} {_short(value)}" for key, value in values.items())
         self._progress.update(self._bar, note=note)
         if not self._progress.console.is_terminal and (step % self._lines_every == 0 or step == self._total):
-            self._progress.console.print(f"step {step}/{self._total}  {note}", highlight=False)
+            self._progress.console.print(f"step {step}/{self._total}  {note}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         """Show the bar."""
