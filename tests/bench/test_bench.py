@@ -14,7 +14,7 @@ from bertfast.bench import run as running
 from bertfast.bench.report import Report, markdown, paired_ratio
 from bertfast.bench.run import BenchPlan, bench, compare_answers
 from bertfast.bench.scenarios import Scenario
-from bertfast.bench.worker import Worker
+from bertfast.bench.worker import Candidate, Worker
 from bertfast.errors import ConfigError, DataError
 from bertfast.export.export import export
 from bertfast.model.weights import open_checkpoint
@@ -94,20 +94,26 @@ def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) ->
     assert "| torch | fp32 | - | reference |" in markdown(result)
 
 
-def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
-    classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def dying(backend: str, moment: str) -> type[Worker]:
+    """Workers of which that of one backend is killed when it is asked for something."""
+
     class Dying(Worker):
+        def __init__(self, candidate: Candidate) -> None:
+            self.backend = candidate.backend
+            super().__init__(candidate)
+
         def ask(self, request: str, *arguments: object) -> object:
-            if request == "measure" and self.backend == "openvino":
+            if (self.backend, request) == (backend, moment):
                 os.kill(self._process.pid or 0, 9)
             return super().ask(request, *arguments)
 
-        def __init__(self, candidate: object) -> None:
-            self.backend = candidate.backend  # type: ignore[attr-defined]
-            super().__init__(candidate)  # type: ignore[arg-type]
+    return Dying
 
-    monkeypatch.setattr(running, "Worker", Dying)
+
+def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
+    classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "Worker", dying("openvino", "measure"))
     result = bench(plan_for((classifier, exported), row_files[1]), tmp_path / "report")
     rows = {item.name: item for item in result.candidates}
     assert "the process died (exit code -9) during 'measure'" in (rows["openvino"].error or "")
@@ -118,17 +124,7 @@ def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
 def test_a_reference_that_dies_leaves_the_others_a_reference(
     exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(Worker):
-        def ask(self, request: str, *arguments: object) -> object:
-            if self.backend == "onnxruntime":
-                os.kill(self._process.pid or 0, 9)
-            return super().ask(request, *arguments)
-
-        def __init__(self, candidate: object) -> None:
-            self.backend = candidate.backend  # type: ignore[attr-defined]
-            super().__init__(candidate)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(running, "Worker", Dying)
+    monkeypatch.setattr(running, "Worker", dying("onnxruntime", "load"))
     result = bench(plan_for((exported,), row_files[1]), tmp_path / "report")
     assert result.reference == "openvino"
     assert {item.name: item.error is None for item in result.candidates} == {"onnxruntime": False, "openvino": True}

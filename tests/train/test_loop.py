@@ -85,24 +85,31 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_ctrl_c_ends_the_step_and_saves_it(
-    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def ctrl_c_during(step: int, corpus: Corpus, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until a Ctrl-C that comes in the middle of a step, counted from 1."""
     real, done = loop.optimizer_step, 0
 
     def interrupted(*arguments: object) -> object:
         nonlocal done
         done += 1
-        if done == 5:
+        if done == step:
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)  # type: ignore[arg-type]
 
-    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "optimizer_step", interrupted)
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
+        pretrain(corpus, out, TINY_PRETRAIN, model_settings=SHAPE)
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_ctrl_c_ends_the_step_and_saves_it(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In the middle of the run, and in its last step."""
+    before = signal.getsignal(signal.SIGINT)
+    ctrl_c_during(step, corpus, tmp_path / "model", monkeypatch)
     assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == ["state-00000005"]
+    assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == [f"state-{step:08d}"]
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
@@ -189,26 +196,6 @@ def test_a_compiled_run_in_bf16_resumes_bit_for_bit(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert resumed_is_undisturbed(corpus, tmp_path, monkeypatch, precision=Precision.BF16, compile=True)
-
-
-def test_ctrl_c_on_the_last_step_keeps_it(
-    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, done = loop.optimizer_step, 0
-
-    def interrupted(*arguments: object) -> object:
-        nonlocal done
-        done += 1
-        if done == TINY_PRETRAIN.max_steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "optimizer_step", interrupted)
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
-    assert done == TINY_PRETRAIN.max_steps
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
 def test_a_run_directory_that_is_not_ours_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
