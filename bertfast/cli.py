@@ -155,7 +155,8 @@ def train_pretrain(
         resume=resume,
         overwrite=overwrite,
     )
-    _print_json({"checkpoint": str(out), **result})
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts many; one prints
+        _print_json({"checkpoint": str(out), **result})
 
 
 @train_app.command("classify")

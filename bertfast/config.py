@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from bertfast.errors import ConfigError, did_you_mean
 
@@ -109,7 +109,15 @@ class TrainConfig(Config):
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; all physical cores when not given")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="over many processes: whole weights in each (ddp), or cut over them (fsdp)"
+    )
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        "auto", description="processes that make batches; 0: a thread; auto: a few beside a GPU"
+    )
     checkpoint_every_steps: int = Field(500, gt=0)
+    keep_states: int = Field(2, gt=0, description="saved states that are kept while a run is under way")
+    evaluate_every_steps: int | None = Field(None, gt=0, description="after each epoch when not given")
     log_every_steps: int = Field(10, gt=0)
 
 
@@ -121,6 +129,10 @@ class PretrainConfig(TrainConfig):
     global_batch_size: int = Field(256, gt=0)
     masked_lm_prob: float = Field(0.15, gt=0, lt=1)
     short_seq_prob: float = Field(0.1, ge=0, le=1)
+    packing: bool = Field(True, description="several sequences a row, so that padding is not computed")
+    row_tokens: int | None = Field(
+        None, gt=0, description="tokens of a packed row; 2 * max_length when not given (a mask's cost grows with it)"
+    )
     heldout_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents kept for evaluation")
     heldout_instances: int = Field(1024, gt=0, description="how many held-out instances an evaluation uses")
 

@@ -99,7 +99,7 @@ def write_checkpoint(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     with artifact.create(path, "checkpoint", task=task_name, labels=labels) as draft:
-        save_checkpoint(draft.path, model, tokenizer, task.architecture, labels)
+        save_checkpoint(draft.path, model.state_dict(), config, tokenizer, task.architecture, labels)
     return path
 
 

@@ -1,13 +1,17 @@
 """The BERT encoder (Devlin et al. 2019), with Hugging Face's parameter names.
 
-Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A, M masked positions, V vocabulary.
+Shapes: B rows, S tokens, H hidden size, A attention heads, D = H / A. A row is a sequence with its padding or, in a
+packed batch, several sequences: N in all, with K boundaries (see `bertfast.text.packing`).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from bertfast.config import ModelConfig
 
@@ -25,6 +29,20 @@ def activation(name: str) -> nn.Module:
     return nn.GELU(approximate="tanh")
 
 
+class Visibility(NamedTuple):
+    """Which tokens attend to which: by what is added to their scores, or by the boundaries of the sequences.
+
+    Attributes:
+        scores: [B, 1, 1, S] or [B, 1, S, S], or None where the boundaries say it.
+        cu_seqlens: int32 [K].
+        max_seqlen: the most tokens between two boundaries.
+    """
+
+    scores: Tensor | None
+    cu_seqlens: Tensor | None = None
+    max_seqlen: int = 0
+
+
 class BertEmbeddings(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,8 +52,11 @@ class BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        positions = self.position_embeddings.weight[: input_ids.shape[1]]
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        else:
+            positions = self.position_embeddings(position_ids)
         summed = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm(summed))  # type: ignore[no-any-return]
 
@@ -49,17 +70,20 @@ class BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_BSH: Tensor, mask_B11S: Tensor) -> Tensor:
-        def heads_BASD(projection: nn.Linear) -> Tensor:
-            projected: Tensor = projection(hidden_BSH)
-            return projected.view(*projected.shape[:2], self.num_heads, self.head_size).transpose(1, 2)
-
-        query = heads_BASD(self.query)
+    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
+        shape = (*hidden_BSH.shape[:2], self.num_heads, self.head_size)
+        query, key, value = (part(hidden_BSH).view(shape) for part in (self.query, self.key, self.value))
+        if visible.cu_seqlens is not None:
+            query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
+            bounds, longest = visible.cu_seqlens, visible.max_seqlen
+            context = cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest))
+            return context.view(hidden_BSH.shape)
+        assert visible.scores is not None
         context_BASD = functional.scaled_dot_product_attention(
-            query,
-            heads_BASD(self.key),
-            heads_BASD(self.value),
-            attn_mask=mask_B11S.to(query.dtype),
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=visible.scores.to(query.dtype),
             dropout_p=self.dropout_prob if self.training else 0.0,
         )
         return context_BASD.transpose(1, 2).flatten(2)
@@ -84,8 +108,8 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidual(config.hidden_size, config)
 
-    def forward(self, hidden_BSH: Tensor, mask_B11S: Tensor) -> Tensor:
-        return self.output(self.self(hidden_BSH, mask_B11S), hidden_BSH)  # type: ignore[no-any-return]
+    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
+        return self.output(self.self(hidden_BSH, visible), hidden_BSH)  # type: ignore[no-any-return]
 
 
 class BertIntermediate(nn.Module):
@@ -105,8 +129,8 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidual(config.intermediate_size, config)
 
-    def forward(self, hidden_BSH: Tensor, mask_B11S: Tensor) -> Tensor:
-        attended = self.attention(hidden_BSH, mask_B11S)
+    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
+        attended = self.attention(hidden_BSH, visible)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
 
@@ -115,21 +139,22 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_BSH: Tensor, mask_B11S: Tensor) -> Tensor:
+    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
         for layer in self.layer:
-            hidden_BSH = layer(hidden_BSH, mask_B11S)
+            hidden_BSH = layer(hidden_BSH, visible)
         return hidden_BSH
 
 
 class BertPooler(nn.Module):
-    """Dense and tanh on the first token."""
+    """Dense and tanh on the first token of each sequence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_BSH: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden_BSH[:, 0]))
+    def forward(self, hidden_BSH: Tensor, sequence_starts: Tensor | None = None) -> Tensor:
+        first = hidden_BSH[:, 0] if sequence_starts is None else hidden_BSH.flatten(0, 1)[sequence_starts]
+        return torch.tanh(self.dense(first))
 
 
 class BertModel(nn.Module):
@@ -142,11 +167,46 @@ class BertModel(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding."""
-        hidden = self.embeddings(input_ids, token_type_ids)
-        mask_B11S = (1 - attention_mask)[:, None, None, :].to(hidden.dtype) * MASKED_SCORE
-        return self.encoder(hidden, mask_B11S)  # type: ignore[no-any-return]
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int = 0,
+    ) -> Tensor:
+        """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding.
+
+        The last three are a packed batch's (see `bertfast.text.batch.Packing`).
+        """
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if cu_seqlens is None:
+            masked = (1 - attention_mask)[:, None, None, :]
+        elif takes_boundaries(hidden.device.type, _computed_in(hidden), dropout):
+            return self.encoder(hidden, Visibility(None, cu_seqlens, max_seqlen))  # type: ignore[no-any-return]
+        else:
+            masked = _between_sequences(cu_seqlens, input_ids.shape)
+        return self.encoder(hidden, Visibility(masked.to(hidden.dtype) * MASKED_SCORE))  # type: ignore[no-any-return]
+
+
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    """The type of the matrix products: autocast's, where it is on."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def takes_boundaries(device: str, dtype: torch.dtype, dropout: float) -> bool:
+    """Whether the attention kernel for packed sequences serves: it is CUDA's, for half precision, without dropout."""
+    return device == "cuda" and dtype in (torch.float16, torch.bfloat16) and dropout == 0
+
+
+def _between_sequences(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
+    """bool [B, 1, S, S]: True where a token and another of its row are of different sequences."""
+    places = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    sequence_BS = torch.bucketize(places, cu_seqlens, right=True).view(shape)
+    return (sequence_BS[:, :, None] != sequence_BS[:, None, :])[:, None]
 
 
 def initialize(module: nn.Module, std: float) -> None:

@@ -154,11 +154,15 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def save_checkpoint(
-    directory: Path, model: nn.Module, tokenizer: Tokenizer, architecture: str, labels: tuple[str, ...]
+    directory: Path,
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    architecture: str,
+    labels: tuple[str, ...],
 ) -> None:
     """Write weights, configuration and tokenizer into a draft, in Hugging Face's layout."""
-    save_tensors(model.state_dict(), directory / WEIGHTS_FILE)
-    config: ModelConfig = model.config  # type: ignore[assignment]
+    save_tensors(weights, directory / WEIGHTS_FILE)
     settings: dict[str, Any] = {"model_type": "bert", "architectures": [architecture], **config.model_dump()}
     settings |= {"position_embedding_type": "absolute", "dtype": "float32", "tie_word_embeddings": True}
     if labels:

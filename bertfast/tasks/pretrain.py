@@ -66,7 +66,7 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str
 
 
 def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Summed cross-entropies in nats; masked slots that hold no token (IGNORE_INDEX) count for nothing."""
+    """Summed cross-entropies in nats; slots that hold no masked token or no sequence (IGNORE_INDEX) count for nothing."""
     from torch.nn.functional import cross_entropy
 
     return {
@@ -74,7 +74,10 @@ def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict
             outputs["prediction_logits"].float(), targets["masked_labels"], reduction="sum", ignore_index=IGNORE_INDEX
         ),
         "nsp": cross_entropy(
-            outputs["seq_relationship_logits"].float(), targets["next_sentence_labels"], reduction="sum"
+            outputs["seq_relationship_logits"].float(),
+            targets["next_sentence_labels"],
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
         ),
     }
 
@@ -89,7 +92,7 @@ def correct(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dic
 def counts(targets: Mapping[str, Int64]) -> dict[str, int]:
     return {
         "mlm": int((targets["masked_labels"] != IGNORE_INDEX).sum()),
-        "nsp": len(targets["next_sentence_labels"]),
+        "nsp": int((targets["next_sentence_labels"] != IGNORE_INDEX).sum()),
     }
 
 

@@ -1,6 +1,6 @@
 """Batch, the only thing that a model or a backend takes, and the grouping of sequences into batches.
 
-Shapes: B sequences, S tokens of a sequence (padding included).
+Shapes: B rows, S tokens of a row (padding included); in a packed batch, N sequences and K boundaries.
 """
 
 from __future__ import annotations
@@ -18,18 +18,38 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Where the sequences of a packed batch lie among its B * S tokens, rows one after another.
+
+    Attributes:
+        position_ids: int64 [B, S], counted anew from each sequence's first token.
+        sequence_starts: int64 [N], each sequence's first token; slots that hold no sequence point to token 0.
+        cu_seqlens: int32 [K], ascending, from 0 to B * S: attention stays between two neighbours. Padding lies in
+            stretches of its own, and what is left of the K places repeats the last.
+        max_seqlen: no stretch is longer.
+    """
+
+    position_ids: Int64
+    sequence_starts: Int64
+    cu_seqlens: npt.NDArray[np.int32]
+    max_seqlen: int
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Padded sequences.
+    """Sequences: padded, one a row, or packed, several a row.
 
     Attributes:
         input_ids: int64 [B, S].
         attention_mask: int64 [B, S], 1 on real tokens and 0 on padding.
         token_type_ids: int64 [B, S].
+        packing: where the sequences lie, or None where each row is one.
     """
 
     input_ids: Int64
     attention_mask: Int64
     token_type_ids: Int64
+    packing: Packing | None = None
 
     @property
     def arrays(self) -> dict[str, Int64]:
@@ -42,7 +62,7 @@ class Batch:
 
     @property
     def lengths(self) -> Int64:
-        """int64 [B]: real tokens of each sequence."""
+        """int64 [B]: real tokens of each row."""
         lengths: Int64 = self.attention_mask.sum(axis=1)
         return lengths
 

@@ -7,6 +7,7 @@ one that is spread over workers, needs to know one integer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,14 +91,21 @@ class InstanceSource:
         segment_a, segment_b = truncate_pair(segment_a, segment_b, target, rng)
         return _assemble(segment_a, segment_b, label, corpus.tokenizer, self, rng)
 
+    def at(self, place: int) -> Instance:
+        """The instance at this place of the endless sequence of epochs."""
+        epoch, index = divmod(place, len(self))
+        return self.instance(epoch, index)
+
     def batch(self, positions: range | Int64) -> TrainingBatch:
         """The instances at these places of the endless sequence of epochs, padded to one static shape.
 
         Targets: `masked_positions` [B * P] (into the flattened batch), `masked_labels` [B * P] (IGNORE_INDEX where
         a sequence has fewer than P masked tokens), `next_sentence_labels` [B].
         """
-        size = len(self)
-        instances = [self.instance(int(place) // size, int(place) % size) for place in positions]
+        return self.collate([self.at(int(place)) for place in positions])
+
+    def collate(self, instances: Sequence[Instance]) -> TrainingBatch:
+        """Instances as `batch` lays them out."""
         return collate(instances, self.corpus.tokenizer.pad_id, self.config.max_length, self.max_predictions)
 
     def __len__(self) -> int:
@@ -198,7 +206,7 @@ def mask_tokens(
     return inputs, chosen
 
 
-def collate(instances: list[Instance], pad_id: int, length: int, max_predictions: int) -> TrainingBatch:
+def collate(instances: Sequence[Instance], pad_id: int, length: int, max_predictions: int) -> TrainingBatch:
     """Pad instances to `length` and to `max_predictions` masked positions each: every batch has the same shapes."""
     shape = (len(instances), length)
     input_ids, attention_mask, token_type_ids = np.full(shape, pad_id), np.zeros(shape, int), np.zeros(shape, int)

@@ -11,6 +11,7 @@ import torch
 from bertfast.config import Precision, TrainConfig
 from bertfast.errors import ConfigError
 from bertfast.train.compiler import cpp_compiler
+from bertfast.train.distributed import World
 
 # Compiling a BERT takes one to two minutes on two cores (benchmarks/LOG.md); a shorter run does not earn that back.
 COMPILE_MIN_STEPS = 1000
@@ -27,9 +28,19 @@ def resolve(config: Settings, steps: int) -> Settings:
             "device": device.type,
             "precision": choose_precision(config, device),
             "compile": compile_wanted(config, steps),
+            "workers": choose_workers(config, device),
             "deterministic": device.type == "cpu" if config.deterministic == "auto" else config.deterministic,
         }
     )
+
+
+def place(config: TrainConfig, world: World) -> torch.device:
+    """The device of this process, with its threads and its algorithms set as the settings say."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device("cuda", world.local_rank) if config.device == "cuda" else torch.device(config.device)
+    make_deterministic(config, device)
+    return device
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -46,6 +57,13 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
     if config.precision != "auto":
         return config.precision
     return Precision.BF16 if has_fast_bf16(device) else Precision.FP32
+
+
+def choose_workers(config: TrainConfig, device: torch.device) -> int:
+    """Processes that make batches: a CPU that trains has no core to spare, a GPU may be faster than one of them."""
+    if config.workers != "auto":
+        return config.workers
+    return min(4, (os.cpu_count() or 1) // 2) if device.type == "cuda" else 0
 
 
 def has_fast_bf16(device: torch.device) -> bool:

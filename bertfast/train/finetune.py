@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,6 +23,7 @@ from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
 from bertfast.train.device import resolve
+from bertfast.train.distributed import World
 from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
@@ -61,6 +63,9 @@ class FinetuneSource:
         parts = group_by_budget(self.data.lengths[indices], self.config.micro_batch_tokens, len(indices))
         return [self.data.batch(indices[part], self.pad_id) for part in parts]
 
+    def idle_batch(self) -> TrainingBatch:
+        raise NotImplementedError("fine-tuning runs in one process")
+
     def _epoch_batches(self, epoch: int) -> list[Int64]:
         """Rows in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
         rng = np.random.default_rng([self.config.seed, epoch])
@@ -91,6 +96,8 @@ def finetune(
     Args:
         from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("fine-tuning runs in one process, and torchrun started several. Start it without torchrun.")
     if config.max_length > start.config.max_position_embeddings:
         raise ConfigError(
             f"max_length {config.max_length} exceeds the {start.config.max_position_embeddings} positions of "
@@ -116,9 +123,19 @@ def finetune(
     if not from_scratch:
         load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
     evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
-    result = fit(model, task, source, config, run, evaluate)
+    result = fit(model, task, source, config, run, evaluate, World())
     result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
-    publish(run, model, start.tokenizer, task, labels, {"start": start.sha256}, result, overwrite=overwrite)
+    publish(
+        run,
+        model.state_dict(),
+        start.config,
+        start.tokenizer,
+        task,
+        labels,
+        {"start": start.sha256},
+        result,
+        overwrite=overwrite,
+    )
     return result
 
 

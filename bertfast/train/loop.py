@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +17,13 @@ from torch import Tensor, nn
 from bertfast.config import Precision, TrainConfig
 from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
-from bertfast.text.batch import TrainingBatch
-from bertfast.train.device import make_deterministic
+from bertfast.text.batch import Batch, TrainingBatch
+from bertfast.train.device import place
+from bertfast.train.diagnosis import first_bad_parameter
+from bertfast.train.distributed import World, gradients_stay_here, spread, whole
+from bertfast.train.loader import prefetched
 from bertfast.train.optimizer import learning_rate, make_optimizer
-from bertfast.train.progress import RunLog
+from bertfast.train.progress import Meter, RunLog
 from bertfast.train.state import RunDirectory
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -42,7 +42,11 @@ class StepSource(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        """What step `step` (from 0) learns from; the same for the same step, whenever it is asked."""
+        """What this rank learns from in step `step` (from 0); the same for the same step, whenever it is asked."""
+        ...
+
+    def idle_batch(self) -> TrainingBatch:
+        """A micro-batch that nothing is learnt from."""
         ...
 
 
@@ -61,16 +65,23 @@ class Losses:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The things that a step needs beside its data."""
+    """The things that a step needs beside its data.
+
+    Attributes:
+        model: the parameters.
+        forward: what is called for a forward pass: the model, or its data-parallel wrapper.
+    """
 
     task: Task
     model: nn.Module
+    forward: nn.Module
     device: torch.device
     precision: Precision
+    world: World = World()
 
-    def losses(self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, inputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.BF16):
-            return self.task.losses(self.task.forward(self.model, inputs, targets), targets)
+            return self.task.losses(self.task.forward(self.forward, inputs, targets), targets)
 
 
 def total_steps(source: StepSource, config: TrainConfig) -> int:
@@ -84,48 +95,56 @@ def fit(
     config: TrainConfig,
     run: RunDirectory,
     evaluate: Evaluate,
+    world: World,
 ) -> dict[str, float]:
     """Train `model` in place, from where `run` stands to the end; returns the last evaluation.
 
-    `config` is resolved (see `device.resolve`): nothing in it is `auto`.
+    `config` is resolved (see `device.resolve`): nothing in it is `auto`. All processes of `world` call it, each
+    with its own share of the data in `source`.
 
-    The random numbers of a step depend on the seed and the step alone, so a run that was cut off ends with the
-    weights of one that was not (bit for bit on a CPU with the same thread count).
+    The random numbers of a step depend on the seed, the step and the rank alone, and so does its rate, so a run
+    that was cut off ends with the weights of one that was not (bit for bit on a CPU with the same thread count and
+    as many processes).
 
     Raises:
-        DivergenceError: the gradient is not finite; the last saved state is kept.
+        DivergenceError: the gradient is not finite; the last saved states are kept.
         KeyboardInterrupt: on Ctrl-C, after the state of the last whole step is saved.
     """
     steps = total_steps(source, config)
-    device = torch.device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    make_deterministic(config, device)
+    device = place(config, world)
     model.to(device).train()
+    forward = spread(model, world, device, config.sharding)
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
-    trainer = Trainer(task, model, device, Precision(config.precision))
+    trainer = Trainer(task, model, forward, device, Precision(config.precision), world)
     step_losses = trainer.losses
     if config.compile:
         step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
-    meter = _Meter()
-    with RunLog(run.logs, task.name, done, steps) as log:
+    meter = Meter(world)
+    with RunLog(run.logs, task.name, done, steps, enabled=world.leads) as log:
         with _interrupts_between_steps() as interrupted:
-            for step, batches in _prefetched(source, range(done, steps)):
+            for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
-                torch.manual_seed(_step_seed(config.seed, step))
-                meter.add(*optimizer_step(trainer, step_losses, optimizer, batches, config), batches)
+                torch.manual_seed(_step_seed(config.seed, step, world.rank))
+                if config.sharding == "fsdp":  # whose forward passes are collective
+                    idle = world.largest(len(batches), device) - len(batches)
+                    batches = [*batches, *[source.idle_batch()] * idle]
+                counts, stopping = _agree(trainer, batches, interrupted())
+                losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config)
+                meter.add(losses, norm, batches, waited_s)
                 done = step + 1
+                stopping |= world.size == 1 and interrupted()
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
                     log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
-                if done % config.checkpoint_every_steps == 0 or done == steps or interrupted():
-                    run.save_state(done, model, optimizer)
-                if interrupted():
+                if done % config.checkpoint_every_steps == 0 or done == steps or stopping:
+                    run.save_state(done, model, optimizer, config.keep_states)
+                    meter.pause()
+                if stopping:
                     raise KeyboardInterrupt
-                if done < steps and done % source.steps_per_epoch == 0:
+                if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
                     log.write(done, evaluate(model))
-                    meter.reset()
+                    meter.pause()
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -136,32 +155,52 @@ def optimizer_step(
     step_losses: Callable[..., dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     batches: Sequence[TrainingBatch],
+    counts: Mapping[str, int],
     config: TrainConfig,
-) -> tuple[dict[str, float], float]:
-    """One step over the micro-batches of a global batch; returns its mean losses and the gradient's norm.
+) -> tuple[dict[str, Tensor], float]:
+    """One step over the micro-batches of this rank; returns its share of the mean losses and the gradient's norm.
 
-    Every loss is divided by its count over the whole global batch, so how it is cut into micro-batches, and how
-    much of them is padding, changes nothing.
+    Every loss is divided by its count over the whole global batch, so how that is cut into micro-batches and
+    shares, and how much of them is padding, changes nothing.
     """
-    counts: dict[str, int] = {}
-    for batch in batches:
-        for name, count in trainer.task.counts(batch.targets).items():
-            counts[name] = counts.get(name, 0) + count
-    sums: dict[str, Tensor] = {}
-    for batch in batches:
-        losses = step_losses(to_tensors(batch.batch.arrays, trainer.device), to_tensors(batch.targets, trainer.device))
-        torch.stack([loss / max(1, counts[name]) for name, loss in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + loss.detach()
-    norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), config.max_grad_norm)
-    if not torch.isfinite(norm):
+    world, device = trainer.world, trainer.device
+    means = {name: torch.zeros((), device=device) for name in counts}
+    for number, batch in enumerate(batches, 1):
+        with gradients_stay_here(trainer.forward, last=number == len(batches)):
+            losses = step_losses(to_inputs(batch.batch, device), to_tensors(batch.targets, device))
+            shares = {name: loss / max(1, counts[name]) for name, loss in losses.items()}
+            # The wrappers average gradients over the ranks, and what is wanted is their sum.
+            (torch.stack(list(shares.values())).sum() * world.size).backward()  # type: ignore[no-untyped-call]
+        for name, share in shares.items():
+            means[name] += share.detach()
+    norm = whole(nn.utils.clip_grad_norm_(trainer.model.parameters(), config.max_grad_norm)).item()
+    if not math.isfinite(norm):
         raise DivergenceError(
-            f"the gradient's norm is {norm.item()} with losses { ({k: v.item() for k, v in sums.items()}) }. "
-            f"Lower learning_rate (now {config.learning_rate:g}), or set precision=fp32."
+            f"the gradient's norm is {norm} with losses { ({k: v.item() for k, v in means.items()}) }; the first "
+            f"parameter that is not finite is {first_bad_parameter(trainer.model)}. The last saved state is kept. "
+            f"Lower learning_rate (now {config.learning_rate:g}), or set precision=fp32, and start anew."
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {name: total.item() / max(1, counts[name]) for name, total in sums.items()}, float(norm)
+    return means, norm
+
+
+def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, int]:
+    """By how many each summed loss of these micro-batches is divided."""
+    counts: dict[str, int] = {}
+    for batch in batches:
+        for name, value in task.counts(batch.targets).items():
+            counts[name] = counts.get(name, 0) + value
+    return counts
+
+
+def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool) -> tuple[dict[str, int], bool]:
+    """By how many each loss is divided over all ranks, and whether any of them was interrupted."""
+    counts = count(trainer.task, batches)
+    if trainer.world.size == 1:
+        return counts, False
+    together = trainer.world.sum(torch.tensor([*counts.values(), int(interrupted)], device=trainer.device)).tolist()
+    return dict(zip(counts, together, strict=False)), together[-1] > 0
 
 
 @torch.no_grad()
@@ -173,7 +212,7 @@ def evaluate_losses(model: nn.Module, task: Task, batches: Iterable[TrainingBatc
     correct: dict[str, float] = {}
     counts: dict[str, int] = {}
     for batch in batches:
-        inputs, targets = to_tensors(batch.batch.arrays, device), to_tensors(batch.targets, device)
+        inputs, targets = to_inputs(batch.batch, device), to_tensors(batch.targets, device)
         outputs = task.forward(model, inputs, targets)
         for totals, values in ((sums, task.losses(outputs, targets)), (correct, task.correct(outputs, targets))):
             for name, value in values.items():
@@ -189,50 +228,25 @@ def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
     return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
 
 
+def to_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """What a model's forward pass takes of a batch."""
+    inputs: dict[str, Any] = dict(to_tensors(batch.arrays, device))
+    if (packing := batch.packing) is not None:
+        inputs |= to_tensors(
+            {
+                "position_ids": packing.position_ids,
+                "sequence_starts": packing.sequence_starts,
+                "cu_seqlens": packing.cu_seqlens,
+            },
+            device,
+        )
+        inputs["max_seqlen"] = packing.max_seqlen
+    return inputs
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-class _Meter:
-    """Losses, gradient norm and speed since the last reading."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.losses: dict[str, float] = {}
-        self.norm, self.tokens, self.steps = 0.0, 0, 0
-        self.started_s = time.perf_counter()
-
-    def add(self, losses: Mapping[str, float], norm: float, batches: Sequence[TrainingBatch]) -> None:
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value
-        self.norm += norm
-        self.tokens += sum(batch.batch.real_tokens for batch in batches)
-        self.steps += 1
-
-    def read(self, rate: float) -> dict[str, float]:
-        elapsed_s = time.perf_counter() - self.started_s
-        values = {f"train_{name}": value / self.steps for name, value in self.losses.items()}
-        values |= {
-            "real_tokens_per_s": self.tokens / elapsed_s,
-            "grad_norm": self.norm / self.steps,
-            "learning_rate": rate,
-        }
-        self.reset()
-        return values
-
-
-def _prefetched(source: StepSource, steps: range) -> Iterator[tuple[int, Sequence[TrainingBatch]]]:
-    """The micro-batches of each step; those of the next step are made while one is computed."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        ahead = deque(pool.submit(source.micro_batches, step) for step in steps[:1])
-        for step in steps:
-            batches = ahead.popleft().result()
-            if step + 1 in steps:
-                ahead.append(pool.submit(source.micro_batches, step + 1))
-            yield step, batches
 
 
 @contextmanager
@@ -259,5 +273,5 @@ def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

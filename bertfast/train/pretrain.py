@@ -12,40 +12,60 @@ import numpy as np
 import torch
 from torch import nn
 
-from bertfast.config import ModelConfig, PretrainConfig
+from bertfast.config import ModelConfig, Precision, PretrainConfig
 from bertfast.errors import ConfigError
+from bertfast.model.encoder import takes_boundaries
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import get_task
 from bertfast.text.batch import IGNORE_INDEX, TrainingBatch
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
+from bertfast.text.packing import Layout, Limits, choose_layout, empty, pack, sizes_of
 from bertfast.train.device import resolve
-from bertfast.train.loop import evaluate_losses, fit, total_steps
+from bertfast.train.distributed import World, joined, whole
+from bertfast.train.loop import evaluate_losses, fit
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
+_LAYOUT_SAMPLE = 2048
 
 
 class PretrainSource:
-    """Steps of a pretraining run over the endless sequence of epochs."""
+    """A rank's share of the steps of a pretraining run, over the endless sequence of epochs.
+
+    Step n learns from instances n * G up to (n + 1) * G, whatever the number of ranks and however they are laid out.
+    """
 
     static_shapes = True
 
-    def __init__(self, instances: InstanceSource, config: PretrainConfig) -> None:
+    def __init__(self, instances: InstanceSource, config: PretrainConfig, world: World, layout: Layout | None) -> None:
         self.instances = instances
         self.global_batch_size = config.global_batch_size
+        self.world = world
+        self.share = world.share(config.global_batch_size)
+        self.layout = layout
         rows = max(1, config.micro_batch_tokens // config.max_length)
-        pieces = math.ceil(config.global_batch_size / rows)
-        self.pieces = next(n for n in range(pieces, config.global_batch_size + 1) if config.global_batch_size % n == 0)
+        self.pieces = next(n for n in range(math.ceil(self.share / rows), self.share + 1) if self.share % n == 0)
 
     @property
     def steps_per_epoch(self) -> int:
         return max(1, len(self.instances) // self.global_batch_size)
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        places = np.arange(step * self.global_batch_size, (step + 1) * self.global_batch_size)
-        return [self.instances.batch(part) for part in np.split(places, self.pieces)]
+        first = step * self.global_batch_size + self.world.rank * self.share
+        places = range(first, first + self.share)
+        if self.layout is not None:
+            return pack([self.instances.at(place) for place in places], self.layout, self._pad_id)
+        return [self.instances.batch(part) for part in np.split(np.array(places), self.pieces)]
+
+    def idle_batch(self) -> TrainingBatch:
+        assert self.layout is not None  # without packing all ranks have as many micro-batches
+        return empty(self.layout, self._pad_id)
+
+    @property
+    def _pad_id(self) -> int:
+        return self.instances.corpus.tokenizer.pad_id
 
 
 def pretrain(
@@ -60,31 +80,58 @@ def pretrain(
 ) -> dict[str, float]:
     """Pretrain from scratch, or further from `start`, and publish the checkpoint at `out`.
 
+    Started by `torchrun`, all its processes train one model together.
+
     Args:
         model_settings: the encoder's shape for a run from scratch; the vocabulary's size is the tokenizer's.
     Returns:
-        The held-out evaluation: `heldout_mlm` and `heldout_nsp` in nats, their accuracies, and the baselines
-        `unigram_entropy` (nats) and `nsp_majority`.
+        The held-out evaluation: `heldout_mlm` and `heldout_nsp` in nats, their accuracies and counts, and the
+        baselines `unigram_entropy` (nats) and `nsp_majority`.
     """
     task = get_task("pretrain")
     shape = _model_config(corpus, config, model_settings or {}, start)
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
-    source = PretrainSource(InstanceSource(corpus, training, config), config)
-    config = resolve(config, total_steps(source, config))
-    identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
-    run = RunDirectory(out, identity | {"start": start.sha256 if start else None})
-    if resume and not overwrite and (ended := run.result()) is not None:
-        return ended
-    run.begin(resume=resume, overwrite=overwrite)
-    torch.manual_seed(config.seed)
-    model = task.build(shape, 2)
-    if start is not None:
-        load_weights(model, start.path)
-    evaluate = partial(_evaluate, corpus=corpus, documents=heldout, config=config)
-    result = fit(model, task, source, config, run, evaluate)
-    parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
-    publish(run, model, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
+    instances = InstanceSource(corpus, training, config)
+    config = resolve(config, config.max_steps or math.ceil(config.epochs * len(instances) / config.global_batch_size))
+    with joined(config.device) as world:
+        source = PretrainSource(instances, config, world, packed_layout(instances, config, shape, world))
+        identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
+        run = RunDirectory(out, identity | {"start": start.sha256 if start else None}, world)
+        if resume and not overwrite and (ended := run.result()) is not None:
+            return ended
+        run.begin(resume=resume, overwrite=overwrite)
+        torch.manual_seed(config.seed)
+        model = task.build(shape, 2)
+        if start is not None:
+            load_weights(model, start.path)
+        evaluate = partial(_evaluate, corpus=corpus, documents=heldout, config=config)
+        result = fit(model, task, source, config, run, evaluate, world)
+        weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        if world.leads:
+            parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
+            publish(run, weights, shape, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
+        world.wait()
     return result
+
+
+def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: ModelConfig, world: World) -> Layout | None:
+    """The shapes of packed micro-batches for a resolved configuration, or None where packing is off.
+
+    One long row where the attention kernel takes the boundaries of sequences: on CUDA, in bf16, without dropout of
+    attention probabilities. Elsewhere rows are short, since a mask's cost grows with their square.
+    """
+    if not config.packing:
+        return None
+    computed_in = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+    one_row = takes_boundaries(config.device, computed_in, shape.attention_probs_dropout_prob)
+    sample = sizes_of([instances.at(place) for place in range(min(len(instances), _LAYOUT_SAMPLE))])
+    return choose_layout(
+        sample,
+        Limits(config.max_length, instances.max_predictions),
+        batch_size=world.share(config.global_batch_size),
+        row_tokens=None if one_row else config.row_tokens or 2 * config.max_length,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
 
 
 def unigram_entropy(batches: Sequence[TrainingBatch], corpus: Corpus) -> float:
@@ -101,7 +148,9 @@ def _evaluate(model: nn.Module, *, corpus: Corpus, documents: np.ndarray, config
     batches = list(_heldout_batches(InstanceSource(corpus, documents, config), config))
     labels = np.concatenate([batch.targets["next_sentence_labels"] for batch in batches])
     losses = evaluate_losses(model, get_task("pretrain"), batches)
-    return losses.means("heldout_") | {
+    return {
+        **losses.means("heldout_"),
+        **{f"heldout_{name}_count": float(count) for name, count in losses.counts.items()},
         "unigram_entropy": unigram_entropy(batches, corpus),
         "nsp_majority": float(max(labels.mean(), 1 - labels.mean())),
     }

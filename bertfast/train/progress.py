@@ -1,16 +1,21 @@
-"""What a run says while it runs: a progress bar on stderr, JSON lines and TensorBoard."""
+"""What a run measures and says while it runs: a progress bar on stderr, JSON lines and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from bertfast.text.batch import TrainingBatch
+from bertfast.train.distributed import World
 
 _LINES_WITHOUT_TERMINAL = 10
 
@@ -29,10 +34,64 @@ def progress_columns() -> Progress:
     )
 
 
-class RunLog:
-    """Writes a run's metrics; after a resume, lines of steps that are done again are dropped."""
+class Meter:
+    """Means over the steps since the last reading, and over all ranks: losses, gradient norm, speed, waiting."""
 
-    def __init__(self, directory: Path, name: str, start_step: int, total_steps: int) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: dict[str, Tensor] = {}
+        self._norm, self._steps = 0.0, 0
+        self._real_tokens = self._computed_tokens = 0
+        self._waited_s = self._elapsed_s = 0.0
+        self._since_s = time.perf_counter()
+
+    def add(self, losses: Mapping[str, Tensor], norm: float, batches: Sequence[TrainingBatch], waited_s: float) -> None:
+        """Count a step: this rank's share of the mean losses, the norm, the micro-batches, the wait for them."""
+        for name, value in losses.items():
+            self._losses[name] = self._losses[name] + value if name in self._losses else value
+        self._norm += norm
+        self._steps += 1
+        self._real_tokens += sum(batch.batch.real_tokens for batch in batches)
+        self._computed_tokens += sum(batch.batch.input_ids.size for batch in batches)
+        self._waited_s += waited_s
+        now_s = time.perf_counter()
+        self._elapsed_s, self._since_s = self._elapsed_s + now_s - self._since_s, now_s
+
+    def pause(self) -> None:
+        """Leave the time since the last step out: it went into something else."""
+        self._since_s = time.perf_counter()
+
+    def read(self, rate: float) -> dict[str, float]:
+        """The means, by their names in the log, and the learning rate."""
+        device = next(iter(self._losses.values())).device
+        own = [self._real_tokens, self._computed_tokens, self._waited_s / self._world.size]
+        sums = torch.cat([torch.stack(list(self._losses.values())).double(), torch.tensor(own, device=device)])
+        *losses, real_tokens, computed_tokens, waited_s = self._world.sum(sums).tolist()
+        values = {f"train_{name}": value / self._steps for name, value in zip(self._losses, losses, strict=True)}
+        values |= {
+            "real_tokens_per_s": real_tokens / self._elapsed_s,
+            "packing_efficiency": real_tokens / computed_tokens,
+            "loader_wait_share": waited_s / self._elapsed_s,
+            "grad_norm": self._norm / self._steps,
+            "learning_rate": rate,
+        }
+        self._reset()
+        return values
+
+
+class RunLog:
+    """Writes a run's metrics; after a resume, lines of steps that are done again are dropped.
+
+    Where it is not `enabled` (in all processes of a run but one) it writes nothing.
+    """
+
+    def __init__(self, directory: Path, name: str, start_step: int, total_steps: int, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         directory.mkdir(exist_ok=True)
@@ -52,10 +111,13 @@ class RunLog:
 
     def advance(self, step: int) -> None:
         """Move the bar to `step` steps done."""
-        self._progress.update(self._bar, completed=step)
+        if self._enabled:
+            self._progress.update(self._bar, completed=step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values under a step, everywhere."""
+        if not self._enabled:
+            return
         row = {"step": step, "elapsed_s": round(time.perf_counter() - self._started_s, 3), **values}
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
@@ -68,15 +130,17 @@ class RunLog:
 
     def __enter__(self) -> Self:
         """Show the bar."""
-        self._progress.start()
+        if self._enabled:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
-        self._stream.close()
-        self._board.close()
+        if self._enabled:
+            self._progress.stop()
+            self._stream.close()
+            self._board.close()
 
 
 def _step_of(line: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor
 
 from bertfast import artifact
+from bertfast.config import ModelConfig
 from bertfast.model.weights import save_checkpoint
 from bertfast.tasks import Task
 from bertfast.text.tokenizer import Tokenizer
@@ -16,7 +17,8 @@ from bertfast.train.state import RunDirectory
 
 def publish(
     run: RunDirectory,
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    shape: ModelConfig,
     tokenizer: Tokenizer,
     task: Task,
     labels: tuple[str, ...],
@@ -29,7 +31,7 @@ def publish(
     with artifact.create(
         run.out, "checkpoint", task=task.name, labels=labels, parents=parents, overwrite=overwrite
     ) as draft:
-        save_checkpoint(draft.path, model, tokenizer, task.architecture, labels)
+        save_checkpoint(draft.path, weights, shape, tokenizer, task.architecture, labels)
         shutil.copytree(run.logs, draft.path / artifact.LOGS)
         draft.settings = {**run.identity, "result": dict(result)}
     artifact.remove_own_directory(run.path)

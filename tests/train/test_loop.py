@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from bertfast.config import ModelConfig, Precision, PretrainConfig, TrainConfig
+from bertfast.config import ModelConfig, Precision, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
 from bertfast.model.weights import open_checkpoint, read_tensors
 from bertfast.tasks import get_task
 from bertfast.text.batch import IGNORE_INDEX, Batch, TrainingBatch
 from bertfast.text.corpus import Corpus
+from bertfast.text.instances import InstanceSource
 from bertfast.train import loop
 from bertfast.train.device import compile_wanted
+from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
 from bertfast.train.optimizer import learning_rate, make_optimizer
 from bertfast.train.pretrain import PretrainSource, pretrain
@@ -109,7 +111,7 @@ def test_ctrl_c_ends_the_step_and_saves_it(
     before = signal.getsignal(signal.SIGINT)
     ctrl_c_during(step, corpus, tmp_path / "model", monkeypatch)
     assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in (tmp_path / "model.run").glob("state-*")] == [f"state-{step:08d}"]
+    assert (tmp_path / "model.run" / f"state-{step:08d}").is_dir()
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
@@ -131,8 +133,7 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
     options += [f"--set=model.{key}={value}" for key, value in SHAPE.items()]
     command = [sys.executable, "-m", "bertfast.cli", "train", "pretrain", "--corpus", str(corpus.path), *options]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed.run").glob("state-*[0-9]")) and time.monotonic() < deadline:
+    while not list((tmp_path / "killed.run").glob("state-*[0-9]")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -168,12 +169,31 @@ def test_resuming_with_other_settings_is_refused(
         pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
 
 
-def test_a_state_cut_in_half_is_refused(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def damage(state: Path) -> None:
+    file = state / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte of the newest state is other than its hash says."""
+    interrupt_after(5, corpus, tmp_path / "model", monkeypatch)
+    older, newest = sorted((tmp_path / "model.run").glob("state-*"))
+    assert (older.name, newest.name) == ("state-00000002", "state-00000004")
+    damage(newest)
+    with pytest.warns(UserWarning, match=r"SHA-256 differs.*older state"):
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_without_a_whole_state_a_run_is_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     (state,) = (tmp_path / "model.run").glob("state-*")
-    file = state / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="cut short"):
+    damage(state)
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
 
 
@@ -218,23 +238,26 @@ def losses_and_gradients(
     model = task.build(shape, 2).eval()
     config = TrainConfig(max_grad_norm=1e9, precision="fp32")
     optimizer = make_optimizer(model, config)
-    trainer = loop.Trainer(task, model, torch.device("cpu"), Precision.FP32)
+    trainer = loop.Trainer(task, model, model, torch.device("cpu"), Precision.FP32)
     gradients: dict[str, torch.Tensor] = {}
     optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
-    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, config)
-    return losses, gradients
+    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, loop.count(task, batches), config)
+    return {name: float(loss) for name, loss in losses.items()}, gradients
+
+
+def padded_batches(corpus: Corpus, **changes: object) -> list[TrainingBatch]:
+    """The micro-batches of the first step, unpacked."""
+    config = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.9, **changes})
+    instances = InstanceSource(corpus, np.arange(corpus.num_documents), config)
+    return list(PretrainSource(instances, config, World(), None).micro_batches(0))
 
 
 def test_micro_batches_change_nothing(corpus: Corpus, tiny_config: ModelConfig) -> None:
-    config = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.9})
-    source = PretrainSource(loop_source(corpus, config), config)
-    whole = source.micro_batches(0)
-    parts = PretrainSource(
-        loop_source(corpus, config), config.model_copy(update={"micro_batch_tokens": 64})
-    ).micro_batches(0)
+    whole = padded_batches(corpus)
+    parts = padded_batches(corpus, micro_batch_tokens=64)
     assert (len(whole), len(parts)) == (1, 4)
-    losses, gradients = losses_and_gradients(list(whole), tiny_config)
-    split_losses, split_gradients = losses_and_gradients(list(parts), tiny_config)
+    losses, gradients = losses_and_gradients(whole, tiny_config)
+    split_losses, split_gradients = losses_and_gradients(parts, tiny_config)
     assert losses == pytest.approx(split_losses, rel=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, split_gradients[name], rtol=1e-4, atol=1e-7), name
@@ -242,8 +265,7 @@ def test_micro_batches_change_nothing(corpus: Corpus, tiny_config: ModelConfig) 
 
 def test_padding_does_not_count(corpus: Corpus, tiny_config: ModelConfig) -> None:
     """More padding, in the sequences and among the masked slots, leaves losses and gradients as they were."""
-    config = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.9})
-    (batch,) = PretrainSource(loop_source(corpus, config), config).micro_batches(0)
+    (batch,) = padded_batches(corpus)
     losses, gradients = losses_and_gradients([batch], tiny_config)
     padded_losses, padded_gradients = losses_and_gradients([more_padding(batch)], tiny_config)
     assert losses == pytest.approx(padded_losses, rel=1e-5)
@@ -263,12 +285,6 @@ def more_padding(batch: TrainingBatch, extra: int = 9) -> TrainingBatch:
     targets["masked_positions"] = np.append(positions + positions // length * extra, np.zeros(5, np.int64))
     targets["masked_labels"] = np.append(targets["masked_labels"], np.full(5, IGNORE_INDEX))
     return TrainingBatch(Batch(**wide), targets)
-
-
-def loop_source(corpus: Corpus, config: PretrainConfig):  # type: ignore[no-untyped-def]
-    from bertfast.text.instances import InstanceSource
-
-    return InstanceSource(corpus, np.arange(corpus.num_documents), config)
 
 
 def test_warm_up_then_linear_decay_to_zero() -> None:

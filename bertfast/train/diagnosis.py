@@ -1,0 +1,2 @@
+def first_bad_parameter(model):
+    return None

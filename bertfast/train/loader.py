@@ -1,0 +1,63 @@
+"""Batches ahead of the step that needs them: off the critical path, in order, and never more than a few."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import NamedTuple
+
+from bertfast.text.batch import TrainingBatch
+
+MicroBatches = Sequence[TrainingBatch]
+_made_here: Callable[[int], MicroBatches] | None = None
+
+
+class Loaded(NamedTuple):
+    """A step's micro-batches, and how many seconds the loop waited for them."""
+
+    step: int
+    batches: MicroBatches
+    waited_s: float
+
+
+def prefetched(make: Callable[[int], MicroBatches], steps: range, workers: int) -> Iterator[Loaded]:
+    """The micro-batches of each step; those of the next steps are made while one is computed.
+
+    Args:
+        make: micro-batches of a step; with worker processes it is sent to each of them once, by pickle.
+        workers: processes that make them, or 0 for a thread of this one.
+    """
+    pool: Executor
+    task: Callable[[int], MicroBatches]
+    if workers:
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks and the CUDA context
+        pool = ProcessPoolExecutor(workers, spawn, initializer=_remember, initargs=(make,))
+        task = _make_here
+    else:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        task = make
+    ahead = max(1, 2 * workers)
+    try:
+        pending = deque(pool.submit(task, step) for step in steps[:ahead])
+        for step in steps:
+            asked_s = time.perf_counter()
+            batches = pending.popleft().result()
+            waited_s = time.perf_counter() - asked_s
+            if step + ahead in steps:
+                pending.append(pool.submit(task, step + ahead))
+            yield Loaded(step, batches, waited_s)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _remember(make: Callable[[int], MicroBatches]) -> None:
+    global _made_here
+    _made_here = make
+
+
+def _make_here(step: int) -> MicroBatches:
+    assert _made_here is not None
+    return _made_here(step)
