@@ -97,6 +97,11 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(16384, gt=0, description="tokens, padding included, that go through at once")
     max_length: int = Field(128, ge=8, description="tokens of a sequence, [CLS] and [SEP] included")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    lr_decay: Literal["linear", "sqrt", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls after the warm-up; linear and sqrt: polynomial, power 1, 0.5"
+    )
+    lr_final_fraction: float = Field(0.0, ge=0, le=1, description="what is left of the learning rate at the end")
+    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="lamb: for batches of many thousand sequences")
     weight_decay: float = Field(0.01, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
