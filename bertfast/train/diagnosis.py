@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal
 
-from bertfast.config import ModelConfig
+from bertfast.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 # MLM counts as stuck when its loss moves by less than this share between the halves of so many steps and is not below
-# this share of the unigram entropy; NSP counts as learnt when its loss is below this share of ln 2.
-PLATEAU_STEPS, PLATEAU_PROGRESS, PLATEAU_LEVEL, NSP_LEARNT = 1000, 0.005, 0.95, 0.8
+# this share of the unigram entropy (in Megatron-LM#29 it was 0.93 of it); NSP counts as learnt when its loss is below
+# this share of ln 2. A loss may stand once the learning rate is below this share of its peak.
+PLATEAU_STEPS, PLATEAU_PROGRESS, PLATEAU_LEVEL, NSP_LEARNT, PLATEAU_RATE = 1000, 0.005, 0.9, 0.8, 0.5
 _PLATEAU_ROWS = 4
 # The gradient's norm is out of bounds when it is so many times its median in so many logged rows on end.
 GRADIENT_FACTOR, _GRADIENT_ROWS, _GRADIENT_HISTORY, _GRADIENT_LEAST = 10.0, 3, 100, 20
@@ -43,12 +44,14 @@ class Watch:
     """Sees a run's rows as they are logged and says once for each kind of alarm what is wrong.
 
     Args:
-        warmup_steps: steps of the learning rate's warm-up, in which no plateau is looked for.
+        config: the run's settings.
+        total_steps: how many steps it is to take.
         unigram_entropy: nats (see `pretrain.unigram_entropy`); without it no plateau is looked for.
     """
 
-    def __init__(self, warmup_steps: int, unigram_entropy: float | None) -> None:
-        self.warmup_steps = warmup_steps
+    def __init__(self, config: TrainConfig, total_steps: int, unigram_entropy: float | None) -> None:
+        self.config = config
+        self.warmup_steps = round(total_steps * config.warmup_fraction)
         self.unigram_entropy = unigram_entropy
         self.raised: list[Alarm] = []
         self._rows: deque[Row] = deque(maxlen=2 * PLATEAU_STEPS)
@@ -56,18 +59,16 @@ class Watch:
     def see(self, row: Row) -> list[Alarm]:
         """The alarms that this row raises for the first time. After a resume, show it the rows that are kept first."""
         self._rows.append(row)
-        found = [
-            plateau_alarm(self._rows, self.unigram_entropy, self.warmup_steps) if self.unigram_entropy else None,
-            gradient_alarm(self._rows),
-            loader_alarm(self._rows),
-        ]
+        found = [gradient_alarm(self._rows), loader_alarm(self._rows)]
+        if self.unigram_entropy:
+            found += [plateau_alarm(self._rows, self.unigram_entropy, self.warmup_steps, self.config.learning_rate)]
         known = {alarm.kind for alarm in self.raised}
         new = [alarm for alarm in found if alarm is not None and alarm.kind not in known]
         self.raised += new
         return new
 
 
-def plateau_alarm(rows: Sequence[Row], unigram_entropy: float, warmup_steps: int) -> Alarm | None:
+def plateau_alarm(rows: Sequence[Row], unigram_entropy: float, warmup_steps: int, peak_rate: float) -> Alarm | None:
     """MLM stuck where guessing by frequency would be, while NSP is learnt.
 
     The failure of NVIDIA/Megatron-LM#29, huggingface/transformers#3983 and google-research/bert#746 (there: repeated
@@ -75,6 +76,8 @@ def plateau_alarm(rows: Sequence[Row], unigram_entropy: float, warmup_steps: int
     """
     known = [row for row in rows if "train_mlm" in row and "train_nsp" in row and row["step"] > warmup_steps]
     if len(known) < _PLATEAU_ROWS or known[-1]["step"] < warmup_steps + PLATEAU_STEPS:
+        return None
+    if known[-1].get("learning_rate", peak_rate) < PLATEAU_RATE * peak_rate:
         return None
     step = int(known[-1]["step"])
     window = max([row for row in known if row["step"] > step - PLATEAU_STEPS], known[-_PLATEAU_ROWS:], key=len)
@@ -131,8 +134,9 @@ def first_bad_parameter(model: nn.Module) -> str | None:
     """What is not finite in a model after a backward pass, such as "the gradient of cls.predictions.bias", or None.
 
     A weight comes before any gradient, since it spoils them all. Among the gradients it is the last in the model's
-    order, which the backward pass reaches first: everything below it is spoilt by it. On sharded parameters this is a
-    collective call: every rank gets the same answer.
+    order, which the backward pass reaches first: everything below it is spoilt by it. Ask before the gradients are
+    clipped, since a norm that is not finite spoils them all. On sharded parameters this is a collective call: every
+    rank gets the same answer.
     """
     import torch
 

@@ -88,7 +88,7 @@ class Lamb(Optimizer):
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         averages, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         for state in states:
-            state["step"] += 1
+            state["step"] = state["step"].cpu() + 1  # a restored one may lie on the device
         steps = [state["step"].item() for state in states]
         torch._foreach_lerp_(averages, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertfast.config import TrainConfig
 from bertfast.train.diagnosis import Alarm, Row, Watch, accuracy_interval
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def write_report(
     result: Mapping[str, Any],
     *,
     title: str,
-    warmup_steps: int,
+    config: TrainConfig,
+    total_steps: int,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the report of a run that has ended into its folder of logs; returns the path of `report.md`.
@@ -74,7 +76,8 @@ def write_report(
     Args:
         logs: where `metrics.jsonl` is.
         result: the last evaluation; what it lacks is left out of the report.
-        warmup_steps: steps of the learning rate's warm-up, for the plateau alarm.
+        config: the run's settings.
+        total_steps: how many steps it took.
         facts: what else is to be told, such as the model's shape or the device.
     """
     rows = read_rows(logs / "metrics.jsonl")
@@ -87,7 +90,7 @@ def write_report(
         _table(("held-out", "value", "95% interval", "baseline"), _heldout(result)),
         _table(("training", ""), [*_training(rows, result), *((name, str(x)) for name, x in (facts or {}).items())]),
         "## Alarms",
-        _listing(alarms(rows, result.get("unigram_entropy"), warmup_steps)),
+        _listing(alarms(rows, config, total_steps, result.get("unigram_entropy"))),
         picture,
     )
     path = logs / REPORT
@@ -106,9 +109,9 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
-def alarms(rows: Sequence[Row], unigram_entropy: float | None, warmup_steps: int) -> list[Alarm]:
+def alarms(rows: Sequence[Row], config: TrainConfig, total_steps: int, unigram_entropy: float | None) -> list[Alarm]:
     """The alarms of a run, each as of the step at which it was first raised."""
-    watch = Watch(warmup_steps, unigram_entropy)
+    watch = Watch(config, total_steps, unigram_entropy)
     for row in rows:
         watch.see(row)
     return watch.raised

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bertfast.config import ModelConfig
+from bertfast.config import ModelConfig, TrainConfig
 from bertfast.train.diagnosis import (
     LOADER_SHARE,
     PLATEAU_STEPS,
@@ -20,8 +20,11 @@ from bertfast.train.diagnosis import (
     mfu,
     peak_flops,
 )
+from bertfast.train.optimizer import learning_rate
 
-ENTROPY, WARMUP, CHANCE = 6.7, 500, math.log(2)
+ENTROPY, CHANCE, STEPS = 7.33, math.log(2), 10_000  # the entropy of Wikipedia under BERT's uncased vocabulary
+CONFIG = TrainConfig(learning_rate=1e-3, warmup_fraction=0.05)
+WARMUP = 500
 Curve = Callable[[float], float]
 
 
@@ -40,7 +43,7 @@ def falling(start: float, end: float, begin: float, length: float) -> Curve:
 
 
 def first_alarms(seen: list[Row], entropy: float | None = ENTROPY) -> list[tuple[str, int]]:
-    watch = Watch(WARMUP, entropy)
+    watch = Watch(CONFIG, STEPS, entropy)
     told = [alarm for row in seen for alarm in watch.see(row)]
     assert told == watch.raised
     return [(alarm.kind, alarm.step) for alarm in told]
@@ -50,26 +53,26 @@ STUCK = falling(10.3, 6.8, 0, 150)
 LEARNT = falling(CHANCE, 0.3, 600, 800)
 
 
-@pytest.mark.parametrize("level", [6.45, 6.8, 7.3])
+@pytest.mark.parametrize("level", [6.8, 7.3, 7.6])
 @pytest.mark.parametrize("every", [5, 20, 600])
 def test_mlm_that_stands_still_while_nsp_is_learnt_raises_the_alarm_once(level: float, every: int) -> None:
-    """Just under, at and over the unigram entropy (7.3: huggingface/transformers#3983), however often it is logged."""
+    """At Megatron-LM#29's level, at transformers#3983's, and over the unigram entropy, however often it is logged."""
     ((kind, step),) = first_alarms(rows(falling(10.3, level, 0, 150), LEARNT, 5000, every))
     assert kind == "plateau"
     assert WARMUP + PLATEAU_STEPS <= step <= 4000
 
 
 def test_the_plateau_alarm_says_what_to_look_for() -> None:
-    watch = Watch(WARMUP, ENTROPY)
+    watch = Watch(CONFIG, STEPS, ENTROPY)
     (alarm,) = [alarm for row in rows(STUCK, LEARNT) for alarm in watch.see(row)]
-    for words in ("6.79", "6.70", "duplicate lines", "masked", "vocabulary", "learning_rate"):
+    for words in ("6.79", "7.33", "duplicate lines", "masked", "vocabulary", "learning_rate"):
         assert words in alarm.text
 
 
 HEALTHY: dict[str, tuple[Curve, Curve]] = {
-    "both wait, then both learn": (falling(6.8, 2.0, 4000, 3000), falling(CHANCE, 0.1, 4000, 2000)),
-    "MLM learns slowly under a quick NSP": (lambda step: 7.2 - 0.2 * step / 1000, falling(CHANCE, 0.2, 200, 500)),
-    "MLM has learnt and stands": (falling(10.3, 5.5, 0, 300), LEARNT),
+    "both wait, then both learn": (falling(7.3, 2.0, 4000, 3000), falling(CHANCE, 0.1, 4000, 2000)),
+    "MLM learns slowly under a quick NSP": (lambda step: 7.5 - 0.2 * step / 1000, falling(CHANCE, 0.2, 200, 500)),
+    "MLM has learnt and stands": (falling(10.3, 6.2, 0, 300), LEARNT),
     "neither learns": (STUCK, lambda step: CHANCE),
 }
 
@@ -77,6 +80,29 @@ HEALTHY: dict[str, tuple[Curve, Curve]] = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_other_curves_raise_no_plateau_alarm(name: str) -> None:
     assert first_alarms(rows(*HEALTHY[name])) == []
+
+
+def test_a_loss_may_stand_once_the_learning_rate_is_low() -> None:
+    seen = rows(STUCK, LEARNT)
+    assert first_alarms([{**row, "learning_rate": 0.9e-3} for row in seen])
+    assert first_alarms([{**row, "learning_rate": 0.4e-3} for row in seen]) == []
+
+
+def test_a_run_that_was_measured_raises_no_alarm() -> None:
+    """L2 H128 on 5,605 articles of Wikipedia, 8,192 tokens, batch 32 x 64, rate 1e-3: slow, but it learns."""
+    steps = [200, 400, 600, 800, 1000, 1200, 1400, 1600, 1800, 2000, 2200, 2400, 2500]
+    mlm = [7.781, 7.052, 6.868, 6.767, 6.739, 6.668, 6.624, 6.585, 6.561, 6.560, 6.544, 6.524, 6.527]
+    nsp = [0.693, 0.651, 0.646, 0.638, 0.636, 0.630, 0.620, 0.608, 0.596, 0.589, 0.584, 0.576, 0.569]
+    norm = [1.218, 1.301, 1.497, 1.605, 1.674, 1.725, 1.871, 2.041, 2.091, 2.078, 2.065, 2.262, 2.160]
+    rng = np.random.default_rng(0)
+    watch = Watch(TrainConfig(learning_rate=1e-3, warmup_fraction=0.1), 2500, 6.969)
+    for step in range(10, 2501, 10):
+        row = {
+            key: float(np.interp(step, steps, curve)) * rng.normal(1, 0.01)
+            for key, curve in (("train_mlm", mlm), ("train_nsp", nsp), ("grad_norm", norm))
+        }
+        watch.see({"step": step, "learning_rate": learning_rate(step - 1, 2500, watch.config), **row})
+    assert watch.raised == []
 
 
 def test_without_the_entropy_or_nsp_no_plateau_is_looked_for() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from bertfast.config import TrainConfig
 from bertfast.train.report import alarms, elapsed_s, read_rows, thinned, write_report
 
+CONFIG = TrainConfig(learning_rate=1e-3)
 RESULT = {
     "heldout_mlm": 5.618,
     "heldout_nsp": 0.581,
@@ -31,7 +33,7 @@ def training_row(step: int) -> dict[str, Any]:
         "train_nsp": 0.6,
         "real_tokens_per_s": 5000.0 + step % 3,
         "grad_norm": 1.0,
-        "learning_rate": 1e-3 * (1 - step / 1000),
+        "learning_rate": 1e-3 * (1 - step / 4000),
     }
 
 
@@ -58,7 +60,7 @@ def cells(path: Path) -> dict[str, list[str]]:
 
 
 def test_every_figure_stands_beside_its_baseline(logs: Path) -> None:
-    path = write_report(logs, RESULT, title="base", warmup_steps=90, facts={"device": "a toaster"})
+    path = write_report(logs, RESULT, title="base", config=CONFIG, total_steps=900, facts={"device": "a toaster"})
     assert path == logs / "report.md"
     table = cells(path)
     assert table["MLM loss, nats"] == ["5.618", "", "unigram entropy 6.270"]
@@ -73,13 +75,15 @@ def test_every_figure_stands_beside_its_baseline(logs: Path) -> None:
 
 
 def test_new_keys_are_told_and_drawn_once_they_come(logs: Path) -> None:
-    write_report(logs, RESULT, title="base", warmup_steps=90)
+    write_report(logs, RESULT, title="base", config=CONFIG, total_steps=900)
     before = (logs / "curves.png").read_bytes()
     more = {"loader_wait_share": 0.012, "packing_efficiency": 0.987, "mfu": 0.412}
     write_rows(
         logs, [{**row, **more} if "grad_norm" in row else dict(row) for row in read_rows(logs / "metrics.jsonl")]
     )
-    table = cells(write_report(logs, {**RESULT, "duplicate_sentence_share": 0.031}, title="base", warmup_steps=90))
+    table = cells(
+        write_report(logs, {**RESULT, "duplicate_sentence_share": 0.031}, title="base", config=CONFIG, total_steps=900)
+    )
     assert tuple(table[f"{name}, median"] for name in ("waiting for data", "packing efficiency", "MFU")) == (
         ["1.2%"],
         ["98.7%"],
@@ -91,8 +95,10 @@ def test_new_keys_are_told_and_drawn_once_they_come(logs: Path) -> None:
 
 def test_alarms_are_listed_with_the_step_at_which_they_came(tmp_path: Path) -> None:
     rows = [{**training_row(step), "train_mlm": 6.3, "train_nsp": 0.3} for step in range(10, 3001, 10)]
-    report = write_report(write_rows(tmp_path / "logs", rows), RESULT, title="stuck", warmup_steps=300).read_text()
-    (alarm,) = alarms(rows, RESULT["unigram_entropy"], 300)
+    report = write_report(
+        write_rows(tmp_path / "logs", rows), RESULT, title="stuck", config=CONFIG, total_steps=3000
+    ).read_text()
+    (alarm,) = alarms(rows, CONFIG, 3000, RESULT["unigram_entropy"])
     assert f"- Step {alarm.step:,}, plateau: {alarm.text}" in report
 
 
@@ -104,7 +110,9 @@ def test_a_report_is_made_of_whatever_there_is(
     tmp_path: Path, rows: list[dict[str, Any]], result: dict[str, Any]
 ) -> None:
     """No step logged, nothing held out, one evaluation only."""
-    text = write_report(write_rows(tmp_path / "logs", rows), result, title="short", warmup_steps=0).read_text()
+    text = write_report(
+        write_rows(tmp_path / "logs", rows), result, title="short", config=CONFIG, total_steps=1
+    ).read_text()
     assert ("held-out" in text) == bool(result)
     assert ("| steps | 1 |" in text) == bool(rows)
     assert (tmp_path / "logs" / "curves.png").stat().st_size > 0
@@ -115,8 +123,9 @@ def test_without_matplotlib_there_is_the_text_alone(logs: Path) -> None:
         "import sys; sys.modules['matplotlib'] = None; from pathlib import Path\n"
         "import importlib.util; real = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'matplotlib' else real(name, *rest)\n"
+        "from bertfast.config import TrainConfig\n"
         "from bertfast.train.report import write_report\n"
-        f"write_report(Path({str(logs)!r}), {RESULT!r}, title='plain', warmup_steps=0)"
+        f"write_report(Path({str(logs)!r}), {RESULT!r}, title='plain', config=TrainConfig(), total_steps=900)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not (logs / "curves.png").exists()
