@@ -56,6 +56,10 @@ app.add_typer(train_app, name="train")
 Out = Annotated[Path, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what bertfast wrote there before.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")]
+_PRESETS = "tiny, mini, small, medium, base, large, base-512, large-lamb, large-lamb-512"
+PretrainConfigFile = Annotated[
+    Path | None, typer.Option("--config", help=f"Settings as TOML: a file, or one of the presets {_PRESETS}.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as learning_rate=3e-5.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run that was cut off stands.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text, where its name is unusual.")]
@@ -131,7 +135,7 @@ def train_pretrain(
     corpus: Annotated[Path, typer.Option(help="A corpus of 'bertfast corpus build'.")],
     out: Out,
     model: Annotated[Path | None, typer.Option(help="Go on from this checkpoint; from scratch when not given.")] = None,
-    config: ConfigFile = None,
+    config: PretrainConfigFile = None,
     settings: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -142,7 +146,7 @@ def train_pretrain(
     from bertfast.text.corpus import open_corpus
     from bertfast.train.pretrain import pretrain
 
-    values = read_settings(config, settings or [])
+    values = read_settings(config, settings or [], "pretrain")
     shape = values.pop("model", {})
     if not isinstance(shape, dict):
         raise ConfigError(f"model = {shape!r} is a value, and [model] is a table: --set model.hidden_size=256.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -97,6 +99,11 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(16384, gt=0, description="tokens, padding included, that go through at once")
     max_length: int = Field(128, ge=8, description="tokens of a sequence, [CLS] and [SEP] included")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    lr_decay: Literal["linear", "sqrt", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls after the warm-up; linear and sqrt: polynomial, power 1, 0.5"
+    )
+    lr_final_fraction: float = Field(0.0, ge=0, le=1, description="what is left of the learning rate at the end")
+    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="lamb: for batches of many thousand sequences")
     weight_decay: float = Field(0.01, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -145,24 +152,27 @@ class FinetuneConfig(TrainConfig):
     )
 
 
-def read_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+def presets(verb: str) -> dict[str, Traversable]:
+    """The settings files that the package carries for `bertfast train VERB`, by the name that --config takes."""
+    prefix, suffix = f"{verb}-", ".toml"
+    files = (resources.files("bertfast") / "recipes").iterdir()
+    found = {file.name[len(prefix) : -len(suffix)]: file for file in files if file.name.startswith(prefix)}
+    return dict(sorted(found.items()))
+
+
+def read_settings(file: Path | None, overrides: Sequence[str], verb: str | None = None) -> dict[str, Any]:
     """The settings of a TOML file with `key=value` overrides on top; dotted keys reach into tables.
 
     Values are read as TOML, and as plain text where they are not TOML.
 
+    Args:
+        file: a TOML file, or the name of one of the verb's presets.
+        overrides: what --set gave.
+        verb: whose presets there are; none when not given.
     Raises:
         ConfigError: the file is missing or malformed, or an override has no `=`.
     """
-    settings: dict[str, Any] = {}
-    if file is not None:
-        try:
-            settings = tomllib.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{file} does not exist. Give --config a TOML file.") from None
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}. Give --config a TOML file.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    settings = {} if file is None else _read_toml(file, presets(verb) if verb else {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -179,3 +189,17 @@ def read_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]
                 raise ConfigError(f"--set {override}: '{part}' is a value, not a table.")
         table[name] = value
     return settings
+
+
+def _read_toml(file: Path, known: Mapping[str, Traversable]) -> dict[str, Any]:
+    name = str(file)
+    source = known[name] if name in known and not file.is_file() else file
+    remedy = "Give --config a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist.{did_you_mean(name, known)} {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}. {remedy}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None

@@ -58,6 +58,7 @@ def test_the_whole_way_by_verbs(documents: list[str], row_files: tuple[Path, Pat
             "corpus",
             "--out",
             "base",
+            "--config=tiny",
             *small,
             *(f"--set=model.{item}" for item in shape),
         ),

@@ -66,7 +66,7 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str
 
 
 def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Summed cross-entropies in nats; slots that hold no masked token or no sequence (IGNORE_INDEX) count for nothing."""
+    """Summed cross-entropies in nats; empty slots for masked tokens and sequences (IGNORE_INDEX) count for nothing."""
     from torch.nn.functional import cross_entropy
 
     return {

@@ -65,12 +65,15 @@ class World:
             dist.barrier()
 
 
+ALONE = World()
+
+
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """The world that `torchrun` started this process in, or a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
     world = World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
     if device == "cuda":

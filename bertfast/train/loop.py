@@ -20,7 +20,7 @@ from bertfast.tasks import Task
 from bertfast.text.batch import Batch, TrainingBatch
 from bertfast.train.device import place
 from bertfast.train.diagnosis import first_bad_parameter
-from bertfast.train.distributed import World, gradients_stay_here, spread, whole
+from bertfast.train.distributed import ALONE, World, gradients_stay_here, spread, whole
 from bertfast.train.loader import prefetched
 from bertfast.train.optimizer import learning_rate, make_optimizer
 from bertfast.train.progress import Meter, RunLog
@@ -77,7 +77,7 @@ class Trainer:
     forward: nn.Module
     device: torch.device
     precision: Precision
-    world: World = World()
+    world: World = ALONE
 
     def losses(self, inputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.BF16):

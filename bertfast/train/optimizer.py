@@ -1,31 +1,134 @@
-"""AdamW with decoupled weight decay, and the linear schedule (Devlin et al. 2019, A.2)."""
+"""AdamW and LAMB, which parameters they decay, and the learning rate's schedule."""
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim import AdamW
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from bertfast.config import TrainConfig
 
+# What is left of the learning rate when the share `left` of the steps after the warm-up is still to come.
+_DECAY: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "sqrt": math.sqrt,
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+    "constant": lambda left: 1.0,
+}
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """Fused AdamW; LayerNorm weights and all biases are not decayed."""
+
+class Lamb(Optimizer):
+    """LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning", algorithm 2).
+
+    Adam's step with bias correction and decoupled weight decay, scaled for each tensor to `lr` times the tensor's own
+    norm. The scale is not bounded (the paper's phi is the identity), and it is 1 where a norm is 0.
+
+    As in the authors' code and in NVIDIA's (apex `FusedLAMB` with `use_nvlamb=False`), tensors that are not decayed
+    take Adam's step unscaled: groups with `layerwise=False`. The paper's text scales every tensor; for a bias that
+    starts at 0 that would be no scale at all. NVIDIA's clip of the global gradient norm is the training loop's.
+
+    The state has AdamW's keys: `step` (fp32 [], on the CPU, so that reading it waits for no device), `exp_avg` and
+    `exp_avg_sq`, both of the parameter's shape.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: what is added to the root of the second average.
+        weight_decay: how much of the weight is added to Adam's step.
+        layerwise: whether a tensor's step is scaled to its norm.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        layerwise: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "layerwise": layerwise}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step for every parameter that has a gradient; returns what `closure` returns, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            updates = self._adam_step(weights, group["betas"], group["eps"])
+            if group["weight_decay"]:
+                torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+            if group["layerwise"]:
+                torch._foreach_mul_(updates, _trust_ratios(weights, updates))
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        return loss
+
+    def _adam_step(self, weights: list[Tensor], betas: tuple[float, float], eps: float) -> list[Tensor]:
+        """Move the averages on and return Adam's step, not yet times the learning rate."""
+        beta1, beta2 = betas
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                }
+        states = [self.state[weight] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        averages, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        for state in states:
+            state["step"] = state["step"].cpu() + 1  # a restored one may lie on the device
+        steps = [state["step"].item() for state in states]
+        torch._foreach_lerp_(averages, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, [math.sqrt(1 - beta2**step) for step in steps])
+        torch._foreach_add_(roots, eps)
+        updates = torch._foreach_div(averages, [1 - beta1**step for step in steps])
+        torch._foreach_div_(updates, roots)
+        return list(updates)
+
+
+def _trust_ratios(weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    """Each weight's norm over its update's, or 1 where one of them is 0; nothing is read back from the device."""
+    norms, steps = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(updates))
+    return list(torch.where((norms > 0) & (steps > 0), norms / steps, torch.ones_like(norms)).unbind())
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Fused AdamW, or LAMB; LayerNorm weights and all biases are not decayed."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
-    return AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    betas = (config.adam_beta1, config.adam_beta2)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.optimizer == "lamb":
+        groups[1]["layerwise"] = False
+        return Lamb(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
+    return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then linear decay to 0 after the last step."""
+    """The rate of step `step` (from 0): linear warm-up to `config.learning_rate`, then decay.
+
+    The decay begins where the warm-up ends and reaches `lr_final_fraction` of the peak after the last step. (The
+    reference and NVIDIA count the decay from step 0 and so fall off a little at the end of the warm-up.)
+    """
     warmup = round(total_steps * config.warmup_fraction)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * (total_steps - step) / max(1, total_steps - warmup)
+    left = _DECAY[config.lr_decay]((total_steps - step) / max(1, total_steps - warmup))
+    return config.learning_rate * (config.lr_final_fraction + (1 - config.lr_final_fraction) * left)

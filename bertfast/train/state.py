@@ -23,7 +23,7 @@ from bertfast import artifact
 from bertfast.artifact import Manifest
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.weights import read_tensors, save_tensors
-from bertfast.train.distributed import World, placed_like, whole
+from bertfast.train.distributed import ALONE, World, placed_like, whole
 
 # Settings that may change when a run goes on, because the data and its order stay the same. (Another number of
 # threads or of processes rounds differently and draws other dropout: the weights are then not the same to the bit.)
@@ -51,7 +51,7 @@ class RunDirectory:
 
     out: Path
     identity: dict[str, Any]
-    world: World = World()
+    world: World = ALONE
 
     @property
     def path(self) -> Path:

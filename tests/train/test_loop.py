@@ -24,7 +24,7 @@ from bertfast.train import loop
 from bertfast.train.device import compile_wanted
 from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
-from bertfast.train.optimizer import learning_rate, make_optimizer
+from bertfast.train.optimizer import make_optimizer
 from bertfast.train.pretrain import PretrainSource, pretrain
 from tests.conftest import TINY_PRETRAIN
 
@@ -285,25 +285,6 @@ def more_padding(batch: TrainingBatch, extra: int = 9) -> TrainingBatch:
     targets["masked_positions"] = np.append(positions + positions // length * extra, np.zeros(5, np.int64))
     targets["masked_labels"] = np.append(targets["masked_labels"], np.full(5, IGNORE_INDEX))
     return TrainingBatch(Batch(**wide), targets)
-
-
-def test_warm_up_then_linear_decay_to_zero() -> None:
-    config = TrainConfig(learning_rate=1.0, warmup_fraction=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert max(rates) == rates[9] == rates[10] == 1.0
-    assert np.allclose(np.diff(rates[10:]), -1 / 90)
-    assert learning_rate(100, 100, config) == 0
-
-
-def test_layer_norm_and_biases_are_not_decayed(tiny_config: ModelConfig) -> None:
-    model = get_task("pretrain").build(tiny_config, 2)
-    decayed, plain = make_optimizer(model, TrainConfig()).param_groups
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
-    assert all(names[id(p)].endswith("weight") and "LayerNorm" not in names[id(p)] for p in decayed["params"])
-    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in plain["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(names)
 
 
 def test_divergence_is_said(corpus: Corpus, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""LAMB and the search for bad parameters where each process holds a piece of every tensor (FSDP2)."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+
+from bertfast.train.diagnosis import first_bad_parameter
+from bertfast.train.optimizer import make_optimizer
+from tests.train.test_optimizer import LAMB, Toy
+
+WORLD = 2
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+
+
+def process(rank: int, port: int) -> None:
+    """Five rows over two processes do not divide evenly; the norms must be those of the whole tensor."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+    whole, sharded = Toy(), Toy()
+    fully_shard(sharded)
+    alone, together = make_optimizer(whole, LAMB), make_optimizer(sharded, LAMB)
+    for number in range(5):
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        step(whole, alone, inputs)
+        step(sharded, together, inputs.chunk(WORLD)[rank])
+    for name, parameter in sharded.named_parameters():
+        torch.testing.assert_close(parameter.full_tensor(), whole.get_parameter(name), rtol=1e-5, atol=1e-6)
+    assert first_bad_parameter(sharded) is None
+    with torch.no_grad():
+        sharded.second.weight.to_local().fill_(torch.nan if rank == 1 else 0.0)
+    assert first_bad_parameter(sharded) == "the weight second.weight"
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_sharded_lamb_takes_the_steps_of_one_process_and_every_process_names_the_bad_parameter() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(process, (port,), nprocs=WORLD)
