@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from bertfast.errors import BertfastError, ConfigError, DataError
+from bertfast.errors import BertfastError, ConfigError
 
 errors = Console(stderr=True)
 
@@ -271,10 +271,11 @@ def predict(
 ) -> None:
     """Answer requests: JSON lines in, JSON lines out, in the same order."""
     from bertfast.backends.predictor import load
+    from bertfast.text.requests import in_windows, read_requests
 
     with load(artefact, backend, threads=threads) as model, _output(output_file) as sink:
         truncated = 0
-        for window in _windows(_requests(input_file, model.model.task.read_request)):
+        for window in in_windows(read_requests(input_file, model.model.task.read_request)):
             for request, answer in zip(window, model.predict(window), strict=True):
                 truncated += "truncated" in answer
                 sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
@@ -375,40 +376,6 @@ def _output(name: str) -> Iterator[TextIO]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _windows(requests: Iterator[dict[str, Any]], size: int = 1024) -> Iterator[list[dict[str, Any]]]:
-    """The requests in groups; those before a malformed one come first, so that they are answered."""
-    window: list[dict[str, Any]] = []
-    try:
-        for request in requests:
-            window.append(request)
-            if len(window) == size:
-                yield window
-                window = []
-    except DataError:
-        yield window
-        raise
-    yield window
-
-
-def _requests(name: str, check: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:
-    """The requests of a file or of standard input; one that is malformed is named by its line."""
-    from bertfast.text.documents import decode_lines, parse_json_lines, read_json_lines
-
-    source = "standard input" if name == "-" else name
-    standard_input = name == "-"
-    rows = (
-        parse_json_lines(decode_lines(sys.stdin.buffer, source), source)
-        if standard_input
-        else read_json_lines(Path(name))
-    )
-    for number, request in rows:
-        try:
-            check(request)
-        except DataError as error:
-            raise DataError(f"{source}:{number}: {error}") from None
-        yield request
 
 
 if __name__ == "__main__":
