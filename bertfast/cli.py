@@ -126,6 +126,45 @@ def corpus_build(
     _print_json({"corpus": str(out), "vocab_size": vocabulary.vocab_size, **_settings_of(out)})
 
 
+@corpus_app.command("instances")
+def corpus_instances(
+    inputs: Annotated[list[Path], typer.Argument(help="Text files: a sentence a line, a blank line after a document.")],
+    vocab: Annotated[Path, typer.Option(help="vocab.txt, one token a line.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON lines to write. The file appears whole or not at all.")],
+    mode: Annotated[str, typer.Option(help="google: as create_pretraining_data.py makes them.")] = "google",
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 12345,
+    max_seq_length: Annotated[int, typer.Option(help="Tokens of an instance, [CLS] and [SEP] included.")] = 128,
+    max_predictions_per_seq: Annotated[int, typer.Option(help="Masked tokens of an instance, at the most.")] = 20,
+    masked_lm_prob: Annotated[float, typer.Option(help="Share of the tokens that is masked.")] = 0.15,
+    dupe_factor: Annotated[int, typer.Option(help="Passes over the text, each masked in another way.")] = 10,
+    short_seq_prob: Annotated[float, typer.Option(help="Share of documents that make shorter instances.")] = 0.1,
+    whole_word_mask: Annotated[bool, typer.Option("--whole-word-mask", help="Mask all pieces of a word.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep case and accents, for a cased vocabulary.")] = False,
+) -> None:
+    """Write the instances that Google's BERT code makes: for comparison and small texts, as memory holds them all."""
+    from bertfast.text import reference, reference_tokenizer
+
+    _choice("--mode", mode, ("google",))
+    settings = {
+        "seed": seed,
+        "max_seq_length": max_seq_length,
+        "max_predictions_per_seq": max_predictions_per_seq,
+        "masked_lm_prob": masked_lm_prob,
+        "dupe_factor": dupe_factor,
+        "short_seq_prob": short_seq_prob,
+        "whole_word_mask": whole_word_mask,
+    }
+    config = reference.ReferenceConfig.parse(settings, "corpus instances")
+    tokenizer = reference_tokenizer.load(vocab, lowercase=not cased)
+    with _output(str(out.absolute())) as sink:
+        with _counting("sentences") as count:
+            documents = reference.read_documents(inputs, tokenizer, count)
+        with _counting("instances") as count:
+            instances = reference.make_instances(documents, tokenizer.vocabulary, config, count)
+        sink.writelines(json.dumps(vars(instance), ensure_ascii=False) + "\n" for instance in instances)
+    _print_json({"file": str(out), "documents": len(documents), "instances": len(instances)})
+
+
 @train_app.command("pretrain")
 def train_pretrain(
     corpus: Annotated[Path, typer.Option(help="A corpus of 'bertfast corpus build'.")],
