@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from bertfast.errors import BertfastError, ConfigError, DataError
+from bertfast.errors import BertfastError, ConfigError
 
 errors = Console(stderr=True)
 
@@ -128,6 +128,45 @@ def corpus_build(
     if vocab_size and vocabulary.vocab_size != vocab_size:
         warnings.warn(f"the text yields {vocabulary.vocab_size} tokens, and {vocab_size} were asked for.", stacklevel=1)
     _print_json({"corpus": str(out), "vocab_size": vocabulary.vocab_size, **_settings_of(out)})
+
+
+@corpus_app.command("instances")
+def corpus_instances(
+    inputs: Annotated[list[Path], typer.Argument(help="Text files: a sentence a line, a blank line after a document.")],
+    vocab: Annotated[Path, typer.Option(help="vocab.txt, one token a line.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON lines to write. The file appears whole or not at all.")],
+    mode: Annotated[str, typer.Option(help="google: as create_pretraining_data.py makes them.")] = "google",
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 12345,
+    max_seq_length: Annotated[int, typer.Option(help="Tokens of an instance, [CLS] and [SEP] included.")] = 128,
+    max_predictions_per_seq: Annotated[int, typer.Option(help="Masked tokens of an instance, at the most.")] = 20,
+    masked_lm_prob: Annotated[float, typer.Option(help="Share of the tokens that is masked.")] = 0.15,
+    dupe_factor: Annotated[int, typer.Option(help="Passes over the text, each masked in another way.")] = 10,
+    short_seq_prob: Annotated[float, typer.Option(help="Share of documents that make shorter instances.")] = 0.1,
+    whole_word_mask: Annotated[bool, typer.Option("--whole-word-mask", help="Mask all pieces of a word.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep case and accents, for a cased vocabulary.")] = False,
+) -> None:
+    """Write the instances that Google's BERT code makes: for comparison and small texts, as memory holds them all."""
+    from bertfast.text import reference, reference_tokenizer
+
+    _choice("--mode", mode, ("google",))
+    settings = {
+        "seed": seed,
+        "max_seq_length": max_seq_length,
+        "max_predictions_per_seq": max_predictions_per_seq,
+        "masked_lm_prob": masked_lm_prob,
+        "dupe_factor": dupe_factor,
+        "short_seq_prob": short_seq_prob,
+        "whole_word_mask": whole_word_mask,
+    }
+    config = reference.ReferenceConfig.parse(settings, "corpus instances")
+    tokenizer = reference_tokenizer.load(vocab, lowercase=not cased)
+    with _output(str(out.absolute())) as sink:
+        with _counting("sentences") as count:
+            documents = reference.read_documents(inputs, tokenizer, count)
+        with _counting("instances") as count:
+            instances = reference.make_instances(documents, tokenizer.vocabulary, config, count)
+        sink.writelines(json.dumps(vars(instance), ensure_ascii=False) + "\n" for instance in instances)
+    _print_json({"file": str(out), "documents": len(documents), "instances": len(instances)})
 
 
 @train_app.command("pretrain")
@@ -276,10 +315,11 @@ def predict(
 ) -> None:
     """Answer requests: JSON lines in, JSON lines out, in the same order."""
     from bertfast.backends.predictor import load
+    from bertfast.text.requests import in_windows, read_requests
 
     with load(artefact, backend, threads=threads) as model, _output(output_file) as sink:
         truncated = 0
-        for window in _windows(_requests(input_file, model.model.task.read_request)):
+        for window in in_windows(read_requests(input_file, model.model.task.read_request)):
             for request, answer in zip(window, model.predict(window), strict=True):
                 truncated += "truncated" in answer
                 sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
@@ -380,40 +420,6 @@ def _output(name: str) -> Iterator[TextIO]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _windows(requests: Iterator[dict[str, Any]], size: int = 1024) -> Iterator[list[dict[str, Any]]]:
-    """The requests in groups; those before a malformed one come first, so that they are answered."""
-    window: list[dict[str, Any]] = []
-    try:
-        for request in requests:
-            window.append(request)
-            if len(window) == size:
-                yield window
-                window = []
-    except DataError:
-        yield window
-        raise
-    yield window
-
-
-def _requests(name: str, check: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:
-    """The requests of a file or of standard input; one that is malformed is named by its line."""
-    from bertfast.text.documents import decode_lines, parse_json_lines, read_json_lines
-
-    source = "standard input" if name == "-" else name
-    standard_input = name == "-"
-    rows = (
-        parse_json_lines(decode_lines(sys.stdin.buffer, source), source)
-        if standard_input
-        else read_json_lines(Path(name))
-    )
-    for number, request in rows:
-        try:
-            check(request)
-        except DataError as error:
-            raise DataError(f"{source}:{number}: {error}") from None
-        yield request
 
 
 if __name__ == "__main__":

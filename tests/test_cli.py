@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Golden
+
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
 
@@ -23,6 +25,7 @@ def bertfast(*arguments: object, stdin: str = "", cwd: Path | None = None) -> su
 VERBS = [
     (),
     ("corpus", "build"),
+    ("corpus", "instances"),
     ("train", "pretrain"),
     ("train", "classify"),
     ("export",),
@@ -104,6 +107,45 @@ def test_prediction_to_a_file_is_whole_or_not_there(exported: Path, tmp_path: Pa
     assert json.loads((tmp_path / "out.jsonl").read_text())["label"]
 
 
+def test_the_reference_s_instances_are_written(golden: Golden, minilm: Path, tmp_path: Path) -> None:
+    settings = golden.settings
+    names = ("max_seq_length", "max_predictions_per_seq", "masked_lm_prob", "dupe_factor", "short_seq_prob")
+    done = bertfast(
+        *("corpus", "instances", golden.text, "--vocab", minilm / "vocab.txt", "--out", tmp_path / "out.jsonl"),
+        *("--mode", "google", "--seed", settings["random_seed"]),
+        *(f"--{name.replace('_', '-')}={settings[name]}" for name in names),
+        *(["--whole-word-mask"] if settings["whole_word_mask"] else []),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["instances"] == len(golden.lines)
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "".join(line + "\n" for line in golden.lines)
+
+
+def test_instances_that_cannot_be_made_leave_no_file(minilm: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("One.\nTwo.\n\nThree.\n")
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\none\n")
+    (tmp_path / "empty.txt").touch()
+    inputs = {path.name for path in tmp_path.iterdir()}
+    vocab = ("--vocab", minilm / "vocab.txt")
+    cases = [
+        (("text.txt", *vocab, "--mode", "goggle"), "--mode goggle is not one of google. Did you mean 'google'?"),
+        (("text.txt", *vocab, "--max-seq-length", 4), "max_seq_length = 4: Input should be greater than or equal to 5"),
+        (("text.txt", *vocab, "--short-seq-prob", 1.5), "short_seq_prob = 1.5"),
+        (("text.txt", "--vocab", "vocab.txt"), "vocab.txt: the vocabulary lacks [MASK]"),
+        (("text.txt", "--vocab", "vocabulary.txt"), "vocabulary.txt does not exist. Did you mean 'vocab.txt'?"),
+        (("text.txt", "missing.txt", *vocab), "missing.txt does not exist"),
+        (("empty.txt", *vocab), "empty.txt is empty"),
+        (("blank.txt", *vocab), "blank.txt: no text"),
+    ]
+    for arguments, message in cases:
+        done = bertfast("corpus", "instances", *arguments, "--out", "out.jsonl", cwd=tmp_path)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert {path.name for path in tmp_path.iterdir()} == inputs
+
+
 def test_bad_input_ends_with_status_2_and_no_traceback(
     exported: Path, classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -166,7 +208,7 @@ def test_a_place_that_cannot_be_written_is_named(classifier: Path) -> None:
 
 
 def test_a_full_disk_ends_with_status_2_and_nothing_half_written(
-    classifier: Path, documents: list[str], row_files: tuple[Path, Path], tmp_path: Path
+    classifier: Path, documents: list[str], row_files: tuple[Path, Path], minilm: Path, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands in for a full disk: the write fails in the same place."""
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
@@ -174,6 +216,7 @@ def test_a_full_disk_ends_with_status_2_and_nothing_half_written(
     verbs = [
         ("export", str(classifier), "--out", "out"),
         ("corpus", "build", "text.txt", "--vocab-size", "200", "--out", "out"),
+        ("corpus", "instances", "text.txt", "--vocab", str(minilm / "vocab.txt"), "--out", "out"),
         (*train, "--out", "out", "--set", "max_length=32", "--set", "max_steps=1"),
     ]
     for verb in verbs:

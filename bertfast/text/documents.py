@@ -13,7 +13,7 @@ from bertfast.errors import DataError, did_you_mean
 
 Boundary = Literal["blank-line", "file"]
 MAX_DOCUMENT_CHARS = 1 << 20
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 TEXT_COLUMNS = ("text", "content", "document", "body")
 
 
@@ -75,7 +75,7 @@ def decode_lines(stream: IO[bytes], source: Path | str, *, limit: int = -1) -> I
     while True:
         try:
             raw = stream.readline(limit)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise DataError(f"{source} is truncated or damaged after line {number}: {error}") from None
         if not raw and not tail:
             return
@@ -146,7 +146,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except (pyarrow.ArrowInvalid, *_DAMAGED) as error:
+        except (pyarrow.ArrowInvalid, *DAMAGED) as error:
             raise DataError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
 
 
