@@ -23,7 +23,6 @@ from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
 from bertfast.train.device import resolve
-from bertfast.train.distributed import ALONE
 from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
@@ -46,6 +45,7 @@ class FinetuneSource:
     """Steps over labelled rows: every epoch a new order, in batches of similar length."""
 
     static_shapes = False
+    flops_per_token = None
 
     def __init__(self, data: EncodedRows, pad_id: int, config: FinetuneConfig) -> None:
         self.data = data
@@ -123,7 +123,7 @@ def finetune(
     if not from_scratch:
         load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
     evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
-    result = fit(model, task, source, config, run, evaluate, ALONE)
+    result = fit(model, task, source, config, run, evaluate)
     result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
     publish(
         run,

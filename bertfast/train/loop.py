@@ -19,7 +19,7 @@ from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
 from bertfast.text.batch import Batch, TrainingBatch
 from bertfast.train.device import place
-from bertfast.train.diagnosis import first_bad_parameter
+from bertfast.train.diagnosis import Watch, first_bad_parameter
 from bertfast.train.distributed import ALONE, World, gradients_stay_here, spread, whole
 from bertfast.train.loader import prefetched
 from bertfast.train.optimizer import learning_rate, make_optimizer
@@ -34,9 +34,11 @@ class StepSource(Protocol):
 
     Attributes:
         static_shapes: whether every micro-batch has the same shapes, so that it is compiled for just these.
+        flops_per_token: what training on a real token takes, or None where it is not known.
     """
 
     static_shapes: bool
+    flops_per_token: float | None
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -95,12 +97,13 @@ def fit(
     config: TrainConfig,
     run: RunDirectory,
     evaluate: Evaluate,
-    world: World,
+    world: World = ALONE,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Train `model` in place, from where `run` stands to the end; returns the last evaluation.
 
     `config` is resolved (see `device.resolve`): nothing in it is `auto`. All processes of `world` call it, each
-    with its own share of the data in `source`.
+    with its own share of the data in `source`. `watch` looks at what is logged.
 
     The random numbers of a step depend on the seed, the step and the rank alone, and so does its rate, so a run
     that was cut off ends with the weights of one that was not (bit for bit on a CPU with the same thread count and
@@ -120,8 +123,8 @@ def fit(
     step_losses = trainer.losses
     if config.compile:
         step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
-    meter = Meter(world)
-    with RunLog(run.logs, task.name, done, steps, enabled=world.leads) as log:
+    meter = Meter(world, source.flops_per_token, device)
+    with RunLog(run.logs, task.name, done, steps, watch, enabled=world.leads) as log:
         with _interrupts_between_steps() as interrupted:
             for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
@@ -173,16 +176,18 @@ def optimizer_step(
             (torch.stack(list(shares.values())).sum() * world.size).backward()  # type: ignore[no-untyped-call]
         for name, share in shares.items():
             means[name] += share.detach()
-    norm = whole(nn.utils.clip_grad_norm_(trainer.model.parameters(), config.max_grad_norm)).item()
-    if not math.isfinite(norm):
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+    if not math.isfinite(norm.item()):
         raise DivergenceError(
-            f"the gradient's norm is {norm} with losses { ({k: v.item() for k, v in means.items()}) }; the first "
-            f"parameter that is not finite is {first_bad_parameter(trainer.model)}. The last saved state is kept. "
+            f"the gradient's norm is {norm.item()} with losses { ({k: v.item() for k, v in means.items()}) }; what is "
+            f"not finite is {first_bad_parameter(trainer.model)}. The last saved state is kept. "
             f"Lower learning_rate (now {config.learning_rate:g}), or set precision=fp32, and start anew."
         )
+    nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return means, norm
+    return means, norm.item()
 
 
 def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, int]:

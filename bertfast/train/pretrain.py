@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, PretrainConfig
 from bertfast.errors import ConfigError
 from bertfast.model.encoder import takes_boundaries
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import get_task
-from bertfast.text.batch import IGNORE_INDEX, TrainingBatch
+from bertfast.text.batch import IGNORE_INDEX, Int64, TrainingBatch
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
-from bertfast.text.packing import Layout, Limits, choose_layout, empty, pack, sizes_of
+from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, empty, pack, sizes_of
 from bertfast.train.device import resolve
+from bertfast.train.diagnosis import Watch, flops_per_token
 from bertfast.train.distributed import World, joined, whole
-from bertfast.train.loop import evaluate_losses, fit
+from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
+from bertfast.train.report import write_report
 from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
-_LAYOUT_SAMPLE = 2048
+_SAMPLE = 2048
 
 
 class PretrainSource:
@@ -39,8 +43,16 @@ class PretrainSource:
 
     static_shapes = True
 
-    def __init__(self, instances: InstanceSource, config: PretrainConfig, world: World, layout: Layout | None) -> None:
+    def __init__(
+        self,
+        instances: InstanceSource,
+        config: PretrainConfig,
+        world: World,
+        layout: Layout | None,
+        flops_per_token: float | None = None,
+    ) -> None:
         self.instances = instances
+        self.flops_per_token = flops_per_token
         self.global_batch_size = config.global_batch_size
         self.world = world
         self.share = world.share(config.global_batch_size)
@@ -94,7 +106,8 @@ def pretrain(
     instances = InstanceSource(corpus, training, config)
     config = resolve(config, config.max_steps or math.ceil(config.epochs * len(instances) / config.global_batch_size))
     with joined(config.device) as world:
-        source = PretrainSource(instances, config, world, packed_layout(instances, config, shape, world))
+        layout = packed_layout(instances, config, shape, world)
+        source = PretrainSource(instances, config, world, layout, _flops_per_token(instances, shape))
         identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
         run = RunDirectory(out, identity | {"start": start.sha256 if start else None}, world)
         if resume and not overwrite and (ended := run.result()) is not None:
@@ -104,10 +117,13 @@ def pretrain(
         model = task.build(shape, 2)
         if start is not None:
             load_weights(model, start.path)
-        evaluate = partial(_evaluate, corpus=corpus, documents=heldout, config=config)
-        result = fit(model, task, source, config, run, evaluate, world)
+        exam = set_exam(corpus, heldout, config)
+        steps = total_steps(source, config)
+        watch = Watch(config, steps, exam.unigram_entropy if exam else None)
+        result = fit(model, task, source, config, run, partial(_evaluate, exam=exam), world, watch)
         weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         if world.leads:
+            _report(run, result, config, steps, corpus, shape, world)
             parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
             publish(run, weights, shape, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
         world.wait()
@@ -124,14 +140,41 @@ def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: Mode
         return None
     computed_in = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
     one_row = takes_boundaries(config.device, computed_in, shape.attention_probs_dropout_prob)
-    sample = sizes_of([instances.at(place) for place in range(min(len(instances), _LAYOUT_SAMPLE))])
     return choose_layout(
-        sample,
+        _sample(instances),
         Limits(config.max_length, instances.max_predictions),
         batch_size=world.share(config.global_batch_size),
         row_tokens=None if one_row else config.row_tokens or 2 * config.max_length,
         micro_batch_tokens=config.micro_batch_tokens,
     )
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Held-out text, and what is reached on it without learning.
+
+    Attributes:
+        batches: what a model is evaluated on.
+        unigram_entropy: nats, of predicting the masked tokens by the corpus' token frequencies alone.
+        nsp_majority: the accuracy of always giving the commoner answer.
+    """
+
+    batches: Sequence[TrainingBatch]
+    unigram_entropy: float
+    nsp_majority: float
+
+
+def set_exam(corpus: Corpus, documents: Int64, config: PretrainConfig) -> Exam | None:
+    """An exam from these documents; None where there are none."""
+    if not len(documents):
+        return None
+    source = InstanceSource(corpus, documents, config)
+    count = min(config.heldout_instances, len(source))
+    starts = range(0, count, _EVALUATION_BATCH)
+    batches = [source.batch(range(first, min(count, first + _EVALUATION_BATCH))) for first in starts]
+    labels = np.concatenate([batch.targets["next_sentence_labels"] for batch in batches])
+    share = float(labels.mean())
+    return Exam(batches, unigram_entropy(batches, corpus), max(share, 1 - share))
 
 
 def unigram_entropy(batches: Sequence[TrainingBatch], corpus: Corpus) -> float:
@@ -142,24 +185,48 @@ def unigram_entropy(batches: Sequence[TrainingBatch], corpus: Corpus) -> float:
     return float(-log_probability[labels[labels != IGNORE_INDEX]].mean())
 
 
-def _evaluate(model: nn.Module, *, corpus: Corpus, documents: np.ndarray, config: PretrainConfig) -> dict[str, float]:
-    if not len(documents):
+def _evaluate(model: nn.Module, *, exam: Exam | None) -> dict[str, float]:
+    if exam is None:
         return {}
-    batches = list(_heldout_batches(InstanceSource(corpus, documents, config), config))
-    labels = np.concatenate([batch.targets["next_sentence_labels"] for batch in batches])
-    losses = evaluate_losses(model, get_task("pretrain"), batches)
+    losses = evaluate_losses(model, get_task("pretrain"), exam.batches)
     return {
         **losses.means("heldout_"),
         **{f"heldout_{name}_count": float(count) for name, count in losses.counts.items()},
-        "unigram_entropy": unigram_entropy(batches, corpus),
-        "nsp_majority": float(max(labels.mean(), 1 - labels.mean())),
+        "unigram_entropy": exam.unigram_entropy,
+        "nsp_majority": exam.nsp_majority,
     }
 
 
-def _heldout_batches(source: InstanceSource, config: PretrainConfig) -> Iterator[TrainingBatch]:
-    count = min(config.heldout_instances, len(source))
-    for first in range(0, count, _EVALUATION_BATCH):
-        yield source.batch(range(first, min(count, first + _EVALUATION_BATCH)))
+def _sample(instances: InstanceSource) -> Sizes:
+    """The sizes of the first sequences."""
+    return sizes_of([instances.at(place) for place in range(min(len(instances), _SAMPLE))])
+
+
+def _flops_per_token(instances: InstanceSource, shape: ModelConfig) -> float:
+    sample = _sample(instances)
+    length = float((sample.tokens**2).sum() / sample.tokens.sum())
+    return flops_per_token(shape, length, float(sample.masked.sum() / sample.tokens.sum()))
+
+
+def _report(
+    run: RunDirectory,
+    result: dict[str, float],
+    config: PretrainConfig,
+    steps: int,
+    corpus: Corpus,
+    shape: ModelConfig,
+    world: World,
+) -> None:
+    device = torch.cuda.get_device_name() if config.device == "cuda" else artifact.hardware()["cpu"]
+    facts = {
+        "layers x hidden size x heads": f"{shape.num_hidden_layers} x {shape.hidden_size} x {shape.num_attention_heads}",
+        "sequences a step, tokens a sequence": f"{config.global_batch_size}, at most {config.max_length}",
+        "corpus": f"{corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents",
+        "hardware": f"{world.size} x {device}" if world.size > 1 else device,
+    }
+    write_report(
+        run.logs, result, title=f"Pretraining of {run.out.name}", config=config, total_steps=steps, facts=facts
+    )
 
 
 def _model_config(

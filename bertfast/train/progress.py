@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from bertfast.text.batch import TrainingBatch
+from bertfast.train.diagnosis import Watch, mfu
 from bertfast.train.distributed import World
 
 _LINES_WITHOUT_TERMINAL = 10
@@ -37,8 +39,10 @@ def progress_columns() -> Progress:
 class Meter:
     """Means over the steps since the last reading, and over all ranks: losses, gradient norm, speed, waiting."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, flops_per_token: float | None, device: torch.device) -> None:
         self._world = world
+        self._flops_per_token = flops_per_token
+        self._device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._reset()
 
     def _reset(self) -> None:
@@ -78,6 +82,9 @@ class Meter:
             "grad_norm": self._norm / self._steps,
             "learning_rate": rate,
         }
+        if self._flops_per_token:
+            share = mfu(values["real_tokens_per_s"], self._flops_per_token, self._device_name, self._world.size)
+            values |= {} if share is None else {"mfu": share}
         self._reset()
         return values
 
@@ -85,11 +92,22 @@ class Meter:
 class RunLog:
     """Writes a run's metrics; after a resume, lines of steps that are done again are dropped.
 
-    Where it is not `enabled` (in all processes of a run but one) it writes nothing.
+    What `watch` says of them becomes warnings. Where it is not `enabled` (in all processes of a run but one) it
+    writes nothing.
     """
 
-    def __init__(self, directory: Path, name: str, start_step: int, total_steps: int, *, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        start_step: int,
+        total_steps: int,
+        watch: Watch | None = None,
+        *,
+        enabled: bool = True,
+    ) -> None:
         self._enabled = enabled
+        self._watch = watch
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -101,6 +119,8 @@ class RunLog:
             draft = file.with_suffix(".partial")
             draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             draft.replace(file)
+            for line in kept if watch else ():
+                watch.see(json.loads(line))  # what it saw before the stop was said then
         self._stream = file.open("a", encoding="utf-8")
         self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1 if start_step else None)
         self._progress = progress_columns()
@@ -123,6 +143,8 @@ class RunLog:
         self._stream.flush()
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
+        for alarm in self._watch.see(row) if self._watch else ():
+            warnings.warn(f"step {alarm.step}: {alarm.text}", stacklevel=2)
         note = "  ".join(f"{key} {_short(value)}" for key, value in values.items())
         self._progress.update(self._bar, note=note)
         if not self._progress.console.is_terminal and (step % self._lines_every == 0 or step == self._total):
