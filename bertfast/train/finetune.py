@@ -45,7 +45,7 @@ class FinetuneSource:
     """Steps over labelled rows: every epoch a new order, in batches of similar length."""
 
     static_shapes = False
-    flops_per_token = None
+    flops_per_token: float | None = None
 
     def __init__(self, data: EncodedRows, pad_id: int, config: FinetuneConfig) -> None:
         self.data = data

@@ -218,15 +218,15 @@ def _report(
     world: World,
 ) -> None:
     device = torch.cuda.get_device_name() if config.device == "cuda" else artifact.hardware()["cpu"]
+    sizes = (shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads)
     facts = {
-        "layers x hidden size x heads": f"{shape.num_hidden_layers} x {shape.hidden_size} x {shape.num_attention_heads}",
+        "layers x hidden size x heads": " x ".join(map(str, sizes)),
         "sequences a step, tokens a sequence": f"{config.global_batch_size}, at most {config.max_length}",
         "corpus": f"{corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents",
         "hardware": f"{world.size} x {device}" if world.size > 1 else device,
     }
-    write_report(
-        run.logs, result, title=f"Pretraining of {run.out.name}", config=config, total_steps=steps, facts=facts
-    )
+    title = f"Pretraining of {run.out.name}"
+    write_report(run.logs, result, title=title, config=config, total_steps=steps, facts=facts)
 
 
 def _model_config(
