@@ -51,6 +51,10 @@ class Corpus:
     sentence_offsets: Int64
     document_offsets: Int64
 
+    def __reduce__(self) -> tuple[Callable[[Path], Corpus], tuple[Path]]:
+        """Another process opens the files itself."""
+        return open_corpus, (self.path,)
+
     @property
     def num_documents(self) -> int:
         return len(self.document_offsets) - 1

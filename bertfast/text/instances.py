@@ -75,6 +75,9 @@ class InstanceSource:
         self.max_predictions = max(1, round(config.max_length * config.masked_lm_prob))
         self.plan = lru_cache(maxsize=2)(self._plan)
 
+    def __reduce__(self) -> tuple[type[InstanceSource], tuple[Corpus, Int64, PretrainConfig]]:
+        return InstanceSource, (self.corpus, self.documents, self.config)
+
     def instance(self, epoch: int, index: int) -> Instance:
         """Make instance `index` of `epoch` (Devlin et al. 2019, 3.1 and A.2)."""
         config, corpus, plan = self.config, self.corpus, self.plan(epoch)

@@ -53,6 +53,9 @@ class FinetuneSource:
         self.config = config
         self.epoch_batches = lru_cache(maxsize=2)(self._epoch_batches)
 
+    def __reduce__(self) -> tuple[type[FinetuneSource], tuple[EncodedRows, int, FinetuneConfig]]:
+        return FinetuneSource, (self.data, self.pad_id, self.config)
+
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.data.rows) / self.config.global_batch_size)

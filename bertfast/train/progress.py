@@ -119,8 +119,9 @@ class RunLog:
             draft = file.with_suffix(".partial")
             draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             draft.replace(file)
-            for line in kept if watch else ():
-                watch.see(json.loads(line))  # what it saw before the stop was said then
+            if watch is not None:
+                for line in kept:  # what they tell was said before the stop
+                    watch.see(json.loads(line))
         self._stream = file.open("a", encoding="utf-8")
         self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1 if start_step else None)
         self._progress = progress_columns()
