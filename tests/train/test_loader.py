@@ -38,10 +38,9 @@ def test_a_failure_to_make_a_batch_is_the_loops() -> None:
             raise ValueError("no such step")
         return []
 
-    seen = []
+    seen: list[int] = []
     with pytest.raises(ValueError, match="no such step"):
-        for item in prefetched(make, range(5), 0):  # type: ignore[arg-type]
-            seen.append(item.step)
+        seen.extend(item.step for item in prefetched(make, range(5), 0))  # type: ignore[arg-type]
     assert seen == [0, 1]
 
 
