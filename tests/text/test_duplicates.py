@@ -22,9 +22,9 @@ def test_the_estimate_is_near_and_knows_no_order(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(duplicates, "_BLOCK", 1000)
     different = [f"sentence {i}" for i in range(20_000)]
     hashes = hashes_of([*different, *different[:5000], *["All rights reserved."] * 15_000])
-    shares = {
-        duplicate_share(np.random.default_rng(seed).permutation(hashes), max_held=4096) for seed in range(3)
-    } | {duplicate_share(hashes, max_held=4096)}
+    shares = {duplicate_share(np.random.default_rng(seed).permutation(hashes), max_held=4096) for seed in range(3)} | {
+        duplicate_share(hashes, max_held=4096)
+    }
     assert len(shares) == 1
     # 2,048 to 4,096 hashes are held: a standard error of at most 1 / sqrt(2048) of the different half, and five of them
     assert shares.pop() == pytest.approx(0.5, abs=5 * 0.5 / 2048**0.5)

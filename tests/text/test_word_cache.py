@@ -14,10 +14,26 @@ from bertfast.text import word_cache
 from bertfast.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertfast.text.word_cache import WordCache, token_dtype
 
-PIECES = [*"abcdefgrtuxyz019.,!?-'\"[]()#$", "the", "##er", "##s", "##a", "\u4f60", "\u597d", "\u00e9", "\u0301", "\u03c3"]
+PIECES = [
+    *"abcdefgrtuxyz019.,!?-'\"[]()#$",
+    "the",
+    "##er",
+    "##s",
+    "##a",
+    "\u4f60",
+    "\u597d",
+    "\u00e9",
+    "\u0301",
+    "\u03c3",
+]
 RULES = [{}, {"lowercase": False}, {"strip_accents": False}, {"handle_chinese_chars": False}, {"clean_text": False}]
 AWKWARD = st.sampled_from(
-    [*" \t\n\0\u200b\u00a0\ufeff\u0301\u0338\u0345\u0130\u03a3\u03c2\u4f60\u597d\uf900\u212b\uac00\u1100.,![]<>'\"", "the", "[MASK]", "The"]
+    [
+        *" \t\n\0\u200b\u00a0\ufeff\u0301\u0338\u0345\u0130\u03a3\u03c2\u4f60\u597d\uf900\u212b\uac00\u1100.,![]<>'\"",
+        "the",
+        "[MASK]",
+        "The",
+    ]
 )
 
 
