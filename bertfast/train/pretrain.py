@@ -17,7 +17,7 @@ from bertfast.errors import ConfigError
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import get_task
 from bertfast.text.batch import IGNORE_INDEX, TrainingBatch
-from bertfast.text.corpus import Corpus
+from bertfast.text.corpus import Corpus, verify_corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.device import resolve
 from bertfast.train.loop import evaluate_losses, fit, total_steps
@@ -25,6 +25,7 @@ from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
+_VERIFIED_BYTES = 1 << 30  # a second or two of reading; what is larger, 'bertfast corpus verify' checks
 
 
 class PretrainSource:
@@ -60,6 +61,8 @@ def pretrain(
 ) -> dict[str, float]:
     """Pretrain from scratch, or further from `start`, and publish the checkpoint at `out`.
 
+    The hashes of a corpus of up to 1 GiB are checked first.
+
     Args:
         model_settings: the encoder's shape for a run from scratch; the vocabulary's size is the tokenizer's.
     Returns:
@@ -75,6 +78,7 @@ def pretrain(
     run = RunDirectory(out, identity | {"start": start.sha256 if start else None})
     if resume and not overwrite and (ended := run.result()) is not None:
         return ended
+    verify_corpus(corpus.path, at_most_bytes=_VERIFIED_BYTES)
     run.begin(resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = task.build(shape, 2)
