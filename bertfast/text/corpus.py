@@ -251,7 +251,7 @@ def _finish(draft: artifact.Draft, progress: Progress, place: Path, tokenizer: T
         "documents": progress.documents,
         "sentences": progress.sentences,
         "tokens": progress.tokens,
-        "duplicate_sentence_share": duplicate_share(np.memmap(place / shards.HASHES, np.uint64, mode="r")),
+        "duplicate_sentence_share": duplicate_share(place / shards.HASHES),
     }
 
 

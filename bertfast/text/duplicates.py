@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 MAX_HELD = 1 << 20
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 def sentence_hash(sentence: bytes) -> bytes:
@@ -16,7 +16,7 @@ def sentence_hash(sentence: bytes) -> bytes:
     return blake2b(sentence, digest_size=8).digest()
 
 
-def duplicate_share(hashes: npt.NDArray[np.uint64], max_held: int = MAX_HELD) -> float:
+def duplicate_share(hashes: Path, max_held: int = MAX_HELD) -> float:
     """The share of sentences that repeat an earlier one, from the hashes of all sentences in any order.
 
     It is exact up to `max_held` different ones. Beyond that, only the hashes below a threshold of 2^-k are held, and
@@ -25,15 +25,19 @@ def duplicate_share(hashes: npt.NDArray[np.uint64], max_held: int = MAX_HELD) ->
     everywhere.) The result depends on nothing but the text.
 
     Args:
-        hashes: uint64 [num_sentences]; read in blocks, so a memory map will do.
+        hashes: a file of them, read in blocks.
     """
-    halvings = 0
+    halvings = total = 0
     distinct = np.zeros(0, np.uint64)
-    for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        limit = np.uint64(2 ** (64 - halvings) - 1)
-        distinct = np.unique(np.concatenate([distinct, block[block <= limit]]))
-        while len(distinct) > max_held:
-            halvings += 1
-            distinct = distinct[distinct <= np.uint64(2 ** (64 - halvings) - 1)]
-    return max(0.0, 1 - len(distinct) * 2**halvings / len(hashes)) if len(hashes) else 0.0
+    with hashes.open("rb") as stream:
+        while len(block := np.fromfile(stream, np.uint64, _BLOCK)):
+            total += len(block)
+            distinct = np.unique(np.concatenate([distinct, block[block <= _threshold(halvings)]]))
+            while len(distinct) > max_held:
+                halvings += 1
+                distinct = distinct[distinct <= _threshold(halvings)]
+    return max(0.0, 1 - len(distinct) * 2**halvings / total) if total else 0.0
+
+
+def _threshold(halvings: int) -> np.uint64:
+    return np.uint64(2 ** (64 - halvings) - 1)
