@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from bertfast.console import counting, counting_text, errors, notifying
 from bertfast.errors import BertfastError, ConfigError
-
-errors = Console(stderr=True)
 
 
 class Verbs(TyperGroup):
@@ -34,7 +33,11 @@ class Verbs(TyperGroup):
         except BertfastError as error:
             _fail(f"{type(error).__name__}: {error}", error.exit_status)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing half-written was left. A training run goes on with --resume.", 130)
+            _fail(
+                "interrupted; nothing half-written was left. A training run goes on with --resume, "
+                "a corpus build when it is started again.",
+                130,
+            )
         except BrokenPipeError:  # nobody reads on; the flush at the exit must not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
@@ -103,31 +106,45 @@ def corpus_build(
     ] = "blank-line",
     newlines: Annotated[str, typer.Option(help="What a line's end is: auto, sentence or wrapped.")] = "auto",
     text_column: TextColumn = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core when not given.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: a Ray cluster that reads the inputs itself.")] = "local",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment and tokenise raw text into a corpus for pretraining."""
+    """Segment and tokenise raw text into a corpus for pretraining; a build that was cut off goes on where it was."""
     from bertfast.text import tokenizer as tokenization
-    from bertfast.text.corpus import build_corpus
-    from bertfast.text.documents import Boundary, read_documents
+    from bertfast.text.build import engine_of
+    from bertfast.text.corpus import build_corpus_of_files
+    from bertfast.text.documents import Boundary, Layout
     from bertfast.text.sentences import Newlines
+    from bertfast.text.workplace import NewVocabulary
 
     if (tokenizer is None) == (vocab_size is None):
         raise ConfigError("give either --tokenizer PATH to use a vocabulary or --vocab-size N to train one.")
     boundary = cast(Boundary, _choice("--documents", documents, ("blank-line", "file")))
     ends = cast(Newlines, _choice("--newlines", newlines, ("auto", "sentence", "wrapped")))
+    workforce = engine_of(_choice("--engine", engine, ("local", "ray")), workers)
+    with counting_text() as count:
+        build_corpus_of_files(
+            inputs,
+            out,
+            tokenization.load(tokenizer) if tokenizer else NewVocabulary(vocab_size or 0, lowercase=not cased),
+            layout=Layout(boundary, text_column),
+            newlines=ends,
+            engine=workforce,
+            overwrite=overwrite,
+            on_progress=count,
+        )
+    _print_json({"corpus": str(out), **_settings_of(out)})
 
-    def texts() -> Iterator[str]:
-        return read_documents(inputs, boundary=boundary, text_column=text_column)
 
-    with _counting("documents") as count:
-        if tokenizer is not None:
-            vocabulary = tokenization.load(tokenizer)
-        else:
-            vocabulary = tokenization.train(texts, vocab_size or 0, lowercase=not cased)
-        build_corpus(texts(), out, vocabulary, newlines=ends, overwrite=overwrite, on_documents=count)
-    if vocab_size and vocabulary.vocab_size != vocab_size:
-        warnings.warn(f"the text yields {vocabulary.vocab_size} tokens, and {vocab_size} were asked for.", stacklevel=1)
-    _print_json({"corpus": str(out), "vocab_size": vocabulary.vocab_size, **_settings_of(out)})
+@corpus_app.command("verify")
+def corpus_verify(corpus: Annotated[Path, typer.Argument(help="A corpus of 'bertfast corpus build'.")]) -> None:
+    """Check every file of a corpus against the hash that it was published with."""
+    from bertfast.text.corpus import verify_corpus
+
+    manifest = verify_corpus(corpus)
+    size = sum(record.bytes for record in manifest.files.values())
+    _print_json({"corpus": str(corpus), "sha256": manifest.sha256, "files": len(manifest.files), "bytes": size})
 
 
 @corpus_app.command("instances")
@@ -161,9 +178,9 @@ def corpus_instances(
     config = reference.ReferenceConfig.parse(settings, "corpus instances")
     tokenizer = reference_tokenizer.load(vocab, lowercase=not cased)
     with _output(str(out.absolute())) as sink:
-        with _counting("sentences") as count:
+        with counting("sentences") as count:
             documents = reference.read_documents(inputs, tokenizer, count)
-        with _counting("instances") as count:
+        with counting("instances") as count:
             instances = reference.make_instances(documents, tokenizer.vocabulary, config, count)
         sink.writelines(json.dumps(vars(instance), ensure_ascii=False) + "\n" for instance in instances)
     _print_json({"file": str(out), "documents": len(documents), "instances": len(instances)})
@@ -294,7 +311,7 @@ def bench(
         repeats=repeats,
         threads=threads,
     )
-    with _notifying() as notify:
+    with notifying() as notify:
         report = run_bench(plan, out, overwrite=overwrite, notify=notify)
     if as_json:
         print(report.model_dump_json())
@@ -379,31 +396,13 @@ def _settings_of(path: Path) -> dict[str, Any]:
     from bertfast import artifact
 
     settings = artifact.open_manifest(path, verify_hashes=False).settings
-    return {key: settings[key] for key in ("documents", "sentences", "tokens")}
+    return {
+        key: settings[key] for key in ("vocab_size", "documents", "sentences", "tokens", "duplicate_sentence_share")
+    }
 
 
 def _print_json(values: Any) -> None:
     print(json.dumps(values, indent=1))
-
-
-@contextmanager
-def _counting(what: str) -> Iterator[Any]:
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} " + what), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda number: progress.advance(bar, number)
-
-
-@contextmanager
-def _notifying() -> Iterator[Any]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task("start")
-        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from bertfast.train.compiler import cpp_compiler
 _PACKAGES = {
     "train": ("torch", "safetensors", "onnx", "pyarrow", "tensorboard"),
     "bench": ("sklearn", "matplotlib"),
+    "ray": ("ray",),
 }
 
 

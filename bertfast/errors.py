@@ -6,6 +6,7 @@ BertfastError
 ├── ArtifactError    a directory that is absent, torn, of another kind, or already there
 ├── BackendError     a runtime that is missing, or that executes in another precision than promised
 ├── CheckError       an exported model that does not reproduce its source
+├── WorkerError      a process that did part of the work and was killed
 └── DivergenceError  training that has left the finite numbers
 """
 
@@ -39,6 +40,10 @@ class BackendError(BertfastError):
 
 class CheckError(BertfastError):
     """An exported model does not reproduce its source."""
+
+
+class WorkerError(BertfastError):
+    """A process that did part of the work was killed."""
 
 
 class DivergenceError(BertfastError):

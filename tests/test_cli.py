@@ -26,6 +26,7 @@ VERBS = [
     (),
     ("corpus", "build"),
     ("corpus", "instances"),
+    ("corpus", "verify"),
     ("train", "pretrain"),
     ("train", "classify"),
     ("export",),
@@ -95,6 +96,23 @@ def test_the_whole_way_by_verbs(documents: list[str], row_files: tuple[Path, Pat
     assert set(second) == {"label", "score", "scores"}
 
 
+def test_a_corpus_is_the_same_for_any_workers_and_can_be_verified(documents: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    build = ("corpus", "build", "text.txt", "--vocab-size", 200)
+    for workers in (1, 2):
+        done = bertfast(*build, "--workers", workers, "--out", f"c{workers}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "MB/s" in done.stderr
+        keys = {"corpus", "vocab_size", "documents", "sentences", "tokens", "duplicate_sentence_share"}
+        assert set(json.loads(done.stdout)) == keys
+    verified = [json.loads(bertfast("corpus", "verify", f"c{n}", cwd=tmp_path).stdout) for n in (1, 2)]
+    assert verified[0]["sha256"] == verified[1]["sha256"]
+    (tmp_path / "c1" / "vocab.txt").write_bytes((tmp_path / "c1" / "vocab.txt").read_bytes()[::-1])
+    done = bertfast("corpus", "verify", "c1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "SHA-256 differs" in done.stderr
+
+
 def test_prediction_to_a_file_is_whole_or_not_there(exported: Path, tmp_path: Path) -> None:
     requests = tmp_path / "in.jsonl"
     requests.write_text('{"text": "a"}\n{"text": 3}\n')
@@ -150,6 +168,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
     exported: Path, classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "nomask.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     (tmp_path / "latin1.tsv").write_bytes("text\tlabel\ncaf\u00e9\t1\n".encode("latin-1"))
     train, dev = row_files
     classify = ("train", "classify", "--model", classifier, "--dev", dev, "--out", "out", "--set", "max_length=32")
@@ -160,6 +179,11 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (
             ("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out", "--documents", "fil"),
             "Did you mean 'file'",
+        ),
+        (("corpus", "build", "latin1.txt", "--tokenizer", "nomask.txt", "--out", "out"), "lacks [MASK]"),
+        (
+            ("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out", "--engine", "rey"),
+            "Did you mean 'ray'",
         ),
         ((*classify, "--train", "latin1.tsv"), "not UTF-8"),
         ((*classify, "--train", train, "--text-column", "txt"), "Did you mean 'text'"),
@@ -179,7 +203,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         assert done.returncode == 2, (arguments, done.stderr)
         assert message in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "latin1.tsv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "latin1.tsv", "nomask.txt"}
 
 
 @pytest.mark.parametrize("line", [b'{"text": "\\ud83d"}', b'{"text": "caf\xe9"}', b'{"id": "\\ud83d", "text": "a"}'])
@@ -231,7 +255,7 @@ def test_a_full_disk_ends_with_status_2_and_nothing_half_written(
         )
         assert done.returncode == 2, (verb, done.stderr)
         assert "Traceback" not in done.stderr
-        assert {path.name for path in tmp_path.iterdir()} <= {"text.txt", "out.run"}
+        assert {path.name for path in tmp_path.iterdir()} <= {"text.txt", "out.run", "out.build"}
 
 
 def test_ctrl_c_says_what_to_do(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import bertfast
 
 PACKAGE = Path(bertfast.__file__).parent
 ORDER = ["errors", "config", "artifact", "text", "model", "tasks", "backends", "train", "export", "bench"]
-MAY_SEE_EVERYTHING = {"cli", "quickstart", "doctor", "__init__", "__main__"}
+MAY_SEE_EVERYTHING = {"cli", "console", "quickstart", "doctor", "__init__", "__main__"}
 HEAVY = ("torch", "onnxruntime", "openvino", "onnx", "tensorrt", "transformers", "sklearn", "matplotlib", "datasets")
 
 

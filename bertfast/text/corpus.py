@@ -8,25 +8,39 @@ documents.bin          int64 [num_documents + 1], where each document starts amo
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import time
+import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bertfast import artifact
 from bertfast.errors import ArtifactError, DataError
-from bertfast.text import sentences as segmentation
+from bertfast.text import chunks, shards, workplace
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.batch import Int64
+from bertfast.text.build import Engine, Part, Recipe, engine_of, in_this_process
+from bertfast.text.documents import Layout
+from bertfast.text.duplicates import duplicate_share
+from bertfast.text.sentences import Newlines
+from bertfast.text.shards import Progress, ShardWriter
 from bertfast.text.tokenizer import Tokenizer
+from bertfast.text.word_cache import token_dtype
+from bertfast.text.workplace import NewVocabulary
 
 SHARD_TOKENS = 1 << 27
-_DOCUMENTS_AT_ONCE = 256
+MUCH_REPEATED = 0.1
 _COUNTED_AT_ONCE = 1 << 22
+_NOTE_EVERY_S = 2.0
+OnProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -95,33 +109,78 @@ def build_corpus(
     out: Path,
     tokenizer: Tokenizer,
     *,
-    newlines: segmentation.Newlines = "auto",
+    newlines: Newlines = "auto",
     overwrite: bool = False,
     shard_tokens: int = SHARD_TOKENS,
-    on_documents: Callable[[int], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
-    """Segment, tokenise and write documents as a corpus; memory does not grow with the text.
+    """Segment, tokenise and write texts as a corpus, in this process; memory does not grow with the text.
+
+    The same documents in files make the same bytes by `build_corpus_of_files`.
 
     Args:
         documents: texts, read once as a stream.
         newlines: see `sentences.split_document`.
         shard_tokens: tokens after which a new token file is begun.
-        on_documents: called with the number of documents done since the last call.
+        on_progress: called with the numbers of documents and of characters done since the last call.
     Raises:
         DataError: fewer than two documents, of which next-sentence prediction could take none.
         ArtifactError: `out` is in the way.
     """
+    recipe = Recipe(tokenizer.backend.to_str(), newlines=newlines)
     with artifact.create(out, "corpus", overwrite=overwrite) as draft:
-        dtype = _token_dtype(tokenizer)
-        tokenized = _tokenized(documents, tokenizer, newlines)
-        shard_starts, counts = _write_tokens(tokenized, draft.path, dtype, shard_tokens, on_documents)
-        if counts["documents"] < 2:
-            raise DataError(
-                f"the inputs hold {counts['documents']} document(s), and next-sentence prediction needs at least 2. "
-                "Separate documents by a blank line, or pass --documents file where each file is one."
-            )
-        tokenizer.save(draft.path)
-        draft.settings = {"token_dtype": dtype.name, "shard_starts": shard_starts, **counts}
+        parts = in_this_process(chunks.chunks_of(documents), recipe)
+        with ShardWriter(draft.path, token_dtype(tokenizer).itemsize, shard_tokens, Progress()) as writer:
+            _append_all(writer, parts, on_progress)
+        _finish(draft, writer.progress, draft.path, tokenizer)
+        (draft.path / shards.HASHES).unlink()
+
+
+def build_corpus_of_files(
+    inputs: Sequence[Path],
+    out: Path,
+    tokenizer: Tokenizer | NewVocabulary,
+    *,
+    layout: Layout | None = None,
+    newlines: Newlines = "auto",
+    engine: Engine | None = None,
+    overwrite: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Build a corpus from files by many workers; what it becomes does not depend on their number or their engine.
+
+    A build that was cut off lies in `OUT.build`. Started again with the same inputs and settings, it goes on from
+    there, with any number of workers. With others it is refused, for hours of work may lie there, unless `overwrite`
+    is asked for.
+
+    Args:
+        inputs: files and directories, see `documents.read_documents`.
+        tokenizer: one that is there, or what to train on the inputs.
+        engine: who works on the chunks; by default a process for each core.
+        newlines, shard_tokens, on_progress: see `build_corpus`; a file's bytes are counted for characters.
+    Raises:
+        DataError: an input cannot be read, or holds fewer than two documents.
+        ArtifactError: `out` is in the way, or another build is, be it unfinished or under way.
+        WorkerError: a worker was killed.
+    """
+    layout = layout or Layout()
+    engine = engine or engine_of("local", None)
+    artifact.refuse_existing(out, "corpus", overwrite)
+    identity = workplace.identity_of(inputs, layout, tokenizer) | {"newlines": newlines, "shard_tokens": shard_tokens}
+    with workplace.working_place(out) as place:
+        progress = workplace.begin(place, identity, overwrite=overwrite)
+        if isinstance(tokenizer, NewVocabulary):
+            tokenizer = workplace.train(tokenizer, inputs, layout, place)
+        if on_progress:
+            on_progress(progress.documents, 0)
+        rest = itertools.islice(chunks.chunks_of(chunks.pieces_of(inputs, layout)), progress.chunks, None)
+        parts = engine(rest, Recipe(tokenizer.backend.to_str(), layout, newlines))
+        with ShardWriter(place, token_dtype(tokenizer).itemsize, shard_tokens, progress) as writer:
+            _append_all(writer, parts, on_progress, resumable=True)
+        with artifact.create(out, "corpus", overwrite=overwrite) as draft:
+            _finish(draft, writer.progress, place, tokenizer)
+    _warn_of(draft.settings)
 
 
 def open_corpus(path: Path) -> Corpus:
@@ -133,67 +192,92 @@ def open_corpus(path: Path) -> Corpus:
     manifest = artifact.open_manifest(path, "corpus", verify_hashes=False)
     try:
         dtype = np.dtype(manifest.settings["token_dtype"])
-        shard_starts = manifest.settings["shard_starts"]
+        starts = manifest.settings["shard_starts"]
     except KeyError as error:
         raise ArtifactError(f"{path}: the manifest lacks {error}. Build the corpus again.") from None
     return Corpus(
         path=path,
         sha256=manifest.sha256,
         tokenizer=tokenization.load(path / "tokenizer.json"),
-        shards=[np.memmap(_shard_path(path, i), dtype, mode="r") for i in range(len(shard_starts))],
-        shard_starts=shard_starts,
-        sentence_offsets=np.memmap(path / "sentences.bin", np.int64, mode="r"),
-        document_offsets=np.memmap(path / "documents.bin", np.int64, mode="r"),
+        shards=[np.memmap(shards.shard_path(path, i), dtype, mode="r") for i in range(len(starts))],
+        shard_starts=starts,
+        sentence_offsets=np.memmap(path / shards.SENTENCES, np.int64, mode="r"),
+        document_offsets=np.memmap(path / shards.DOCUMENTS, np.int64, mode="r"),
     )
 
 
-def _shard_path(root: Path, number: int) -> Path:
-    return root / f"tokens-{number:05d}.bin"
+def verify_corpus(path: Path, *, at_most_bytes: int | None = None) -> artifact.Manifest:
+    """Check the hash of every file, which finds what sizes do not show.
+
+    Args:
+        at_most_bytes: leave a larger corpus unread: where the check must not take long.
+    Raises:
+        ArtifactError: a file was changed after the corpus was built.
+    """
+    manifest = artifact.open_manifest(path, "corpus", verify_hashes=False)
+    if at_most_bytes is None or sum(record.bytes for record in manifest.files.values()) <= at_most_bytes:
+        manifest = artifact.open_manifest(path, "corpus")
+    return manifest
 
 
-def _token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+def _append_all(
+    writer: ShardWriter, parts: Generator[Part, None, None], on_progress: OnProgress | None, *, resumable: bool = False
+) -> None:
+    noted_s = time.monotonic()
+    with closing(parts):
+        for part in parts:
+            writer.append(part)
+            if resumable and time.monotonic() - noted_s >= _NOTE_EVERY_S:
+                writer.note()
+                noted_s = time.monotonic()
+            if on_progress:
+                on_progress(len(part.document_lengths), part.size)
+    if resumable:
+        writer.note()
 
 
-def _tokenized(
-    documents: Iterable[str], tokenizer: Tokenizer, newlines: segmentation.Newlines
-) -> Iterator[list[list[int]]]:
-    """Each document as a list of sentences, each a list of token ids; none is empty. Tokenised many at a time."""
-    stream = iter(documents)
-    while group := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
-        split = [list(segmentation.split_document(text, newlines)) for text in group]
-        ids = iter(tokenizer.ids_of_texts([sentence for document in split for sentence in document]))
-        for document in split:
-            sentences = [sentence for sentence in itertools.islice(ids, len(document)) if sentence]
-            if sentences:
-                yield sentences
+def _finish(draft: artifact.Draft, progress: Progress, place: Path, tokenizer: Tokenizer) -> None:
+    """Complete the draft of a corpus of which `place` holds all tokens."""
+    if progress.documents < 2:
+        raise DataError(
+            f"the inputs hold {progress.documents} document(s), and next-sentence prediction needs at least 2. "
+            "Separate documents by a blank line, or pass --documents file where each file is one."
+        )
+    names = [shards.shard_path(place, i).name for i in range(len(progress.shard_starts))]
+    if place != draft.path:
+        for name in (*names, shards.SENTENCES, shards.DOCUMENTS):
+            _link(place / name, draft.path / name)
+    tokenizer.save(draft.path)
+    draft.settings = {
+        "vocab_size": tokenizer.vocab_size,
+        "token_dtype": token_dtype(tokenizer).name,
+        "shard_starts": list(progress.shard_starts),
+        "documents": progress.documents,
+        "sentences": progress.sentences,
+        "tokens": progress.tokens,
+        "duplicate_sentence_share": duplicate_share(place / shards.HASHES),
+    }
 
 
-def _write_tokens(
-    documents: Iterable[list[list[int]]],
-    root: Path,
-    dtype: np.dtype[np.unsignedinteger],
-    shard_tokens: int,
-    on_documents: Callable[[int], object] | None,
-) -> tuple[list[int], dict[str, int]]:
-    """Write tokenised documents; returns where the shards start and what there is of each."""
-    num_documents = num_sentences = num_tokens = 0
-    shard_starts: list[int] = []
-    with ExitStack() as stack:
-        sentence_file = stack.enter_context((root / "sentences.bin").open("wb"))
-        document_file = stack.enter_context((root / "documents.bin").open("wb"))
-        token_file = None
-        sentence_file.write(np.int64(0).tobytes())
-        document_file.write(np.int64(0).tobytes())
-        for sentences in documents:
-            if token_file is None or num_tokens - shard_starts[-1] >= shard_tokens:
-                token_file = stack.enter_context(_shard_path(root, len(shard_starts)).open("wb"))
-                shard_starts.append(num_tokens)
-            token_file.write(np.fromiter(itertools.chain.from_iterable(sentences), dtype).tobytes())
-            ends = num_tokens + np.cumsum([len(sentence) for sentence in sentences], dtype=np.int64)
-            sentence_file.write(ends.tobytes())
-            num_documents, num_sentences, num_tokens = num_documents + 1, num_sentences + len(sentences), int(ends[-1])
-            document_file.write(np.int64(num_sentences).tobytes())
-            if on_documents:
-                on_documents(1)
-    return shard_starts, {"documents": num_documents, "sentences": num_sentences, "tokens": num_tokens}
+def _link(source: Path, target: Path) -> None:
+    """Give a finished file its second name; the first one keeps it from being lost while the artefact is completed."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _warn_of(settings: dict[str, Any]) -> None:
+    share = settings["duplicate_sentence_share"]
+    if share > MUCH_REPEATED:
+        warnings.warn(
+            f"{share:.0%} of the sentences repeat an earlier one. Boilerplate makes masked language modelling look "
+            "better than it is: remove repeated lines and documents.",
+            stacklevel=3,
+        )
+    if settings["sentences"] == settings["documents"]:
+        warnings.warn(
+            "every document is one sentence, so next-sentence prediction has no true pair to learn from. Check that "
+            "blank lines stand between documents only, or pass --documents file.",
+            stacklevel=3,
+        )

@@ -20,7 +20,7 @@ from bertfast.model.encoder import takes_boundaries
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import get_task
 from bertfast.text.batch import IGNORE_INDEX, Int64, TrainingBatch
-from bertfast.text.corpus import Corpus
+from bertfast.text.corpus import Corpus, verify_corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, empty, pack, sizes_of
 from bertfast.train.device import resolve
@@ -33,6 +33,7 @@ from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
 _SAMPLE = 2048
+_VERIFIED_BYTES = 1 << 30  # a second or two of reading; what is larger, 'bertfast corpus verify' checks
 
 
 class PretrainSource:
@@ -93,6 +94,7 @@ def pretrain(
     """Pretrain from scratch, or further from `start`, and publish the checkpoint at `out`.
 
     Started by `torchrun`, all its processes train one model together.
+    The hashes of a corpus of up to 1 GiB are checked first.
 
     Args:
         model_settings: the encoder's shape for a run from scratch; the vocabulary's size is the tokenizer's.
@@ -112,6 +114,7 @@ def pretrain(
         run = RunDirectory(out, identity | {"start": start.sha256 if start else None}, world)
         if resume and not overwrite and (ended := run.result()) is not None:
             return ended
+        verify_corpus(corpus.path, at_most_bytes=_VERIFIED_BYTES)
         run.begin(resume=resume, overwrite=overwrite)
         torch.manual_seed(config.seed)
         model = task.build(shape, 2)

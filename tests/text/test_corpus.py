@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +7,8 @@ import numpy as np
 import pytest
 
 from bertfast.errors import ArtifactError, DataError
-from bertfast.text.corpus import Corpus, build_corpus, open_corpus
+from bertfast.text import chunks
+from bertfast.text.corpus import Corpus, build_corpus, open_corpus, verify_corpus
 from bertfast.text.sentences import split_document
 from bertfast.text.tokenizer import Tokenizer
 
@@ -37,7 +33,10 @@ def test_building_twice_gives_the_same_bytes(documents: list[str], tokenizer: To
     assert open_corpus(tmp_path / "a").sha256 == open_corpus(tmp_path / "b").sha256
 
 
-def test_a_stream_is_read_without_being_held(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_stream_is_read_without_being_held(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 8192)
     held = 0
 
     class Text(str):
@@ -76,31 +75,27 @@ def test_a_shard_cut_in_half_is_refused(documents: list[str], tokenizer: Tokeniz
         open_corpus(tmp_path / "c")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_build_leaves_no_corpus_and_the_next_one_is_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(tmp_path)
-    source = tmp_path / "text.txt"
-    source.write_text("The river crosses the bridge.\nThe lantern waits.\n\n" * 200_000)
-    command = [
-        sys.executable,
-        "-m",
-        "bertfast.cli",
-        "corpus",
-        "build",
-        str(source),
-        "--tokenizer",
-        str(tmp_path / "vocab.txt"),
+def test_a_shard_that_was_altered_is_found_by_its_hash(
+    documents: list[str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    build_corpus(documents, tmp_path / "c", tokenizer)
+    sha256 = open_corpus(tmp_path / "c").sha256
+    assert verify_corpus(tmp_path / "c").sha256 == sha256
+    shard = tmp_path / "c" / "tokens-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\7\0")
+    open_corpus(tmp_path / "c")
+    verify_corpus(tmp_path / "c", at_most_bytes=100)
+    for limit in (None, 1 << 20):
+        with pytest.raises(ArtifactError, match=r"tokens-00000\.bin is not the file that its manifest names"):
+            verify_corpus(tmp_path / "c", at_most_bytes=limit)
+
+
+def test_mixed_scripts_are_kept_apart_and_in_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    texts = [
+        "\u4f60\u597d\u3002 The river. \u041f\u0440\u0438\u0432\u0435\u0442! \u05e9\u05dc\u05d5\u05dd.",
+        "\U0001f600 caf\u00e9\u200b \u0645\u0631\u062d\u0628\u0627. [MASK]",
     ]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "c")], stderr=subprocess.DEVNULL)
-    shard = tmp_path / "c.partial" / "tokens-00000.bin"
-    deadline = time.monotonic() + 60
-    while not (shard.exists() and shard.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert shard.exists()
-    assert not (tmp_path / "c").exists()
-    source.write_text("The river crosses the bridge.\nThe lantern waits.\n\n" * 20)
-    subprocess.run([*command, "--out", str(tmp_path / "c")], check=True, capture_output=True)
-    subprocess.run([*command, "--out", str(tmp_path / "d")], check=True, capture_output=True)
-    assert open_corpus(tmp_path / "c").sha256 == open_corpus(tmp_path / "d").sha256
+    build_corpus(texts, tmp_path / "c", tokenizer)
+    corpus = open_corpus(tmp_path / "c")
+    expected = tokenizer.ids_of_texts([sentence for text in texts for sentence in split_document(text)])
+    assert [corpus.tokens(i, i + 1).tolist() for i in range(corpus.num_sentences)] == expected

@@ -46,9 +46,11 @@ def test_a_directory_is_read_in_sorted_order(tmp_path: Path) -> None:
     assert list(read_documents([tmp_path])) == ["a.txt", "b.txt"]
 
 
-def test_a_document_without_end_comes_in_pieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_document_without_end_comes_in_pieces(tmp_path: Path, name: str) -> None:
     text = "word \u00e9 " * (MAX_DOCUMENT_CHARS // 4)
-    pieces = list(read_documents([write(tmp_path / "a.txt", text)]))
+    content = json.dumps({"text": text}) if name.endswith("jsonl") else text
+    pieces = list(read_documents([write(tmp_path / name, content)]))
     assert len(pieces) > 1
     assert all(len(piece) <= MAX_DOCUMENT_CHARS for piece in pieces)
     assert "".join(pieces) == text
@@ -67,6 +69,7 @@ def test_a_document_without_end_comes_in_pieces(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", "a JSON list, and an object is needed"),
         ("a.jsonl", b'{"txt": "a"}\n', r"no column 'text.*it has txt\. Did you mean 'txt'"),
         ("a.jsonl", b'{"text": 3}\n', "'text' is int"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\\uDc00"}\n', "a.jsonl:2 holds half of a surrogate pair"),
         ("a.parquet", b"PAR1 and then nothing", "not a whole Parquet file"),
     ],
 )

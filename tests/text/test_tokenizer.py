@@ -51,6 +51,10 @@ def test_a_cased_vocabulary_keeps_case(documents: list[str], tmp_path: Path) -> 
 def test_what_is_no_bert_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks \[PAD\], \[CLS\]"):
         tokenization.from_vocab(["[UNK]", "[SEP]", "[MASK]", "a"], normalizers.BertNormalizer())
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
+    with pytest.raises(ConfigError, match=r"lacks \[MASK\]: it is not a BERT vocabulary"):
+        tokenization.load(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match="not a tokenizer"):
         tokenization.load(tmp_path)

@@ -1,0 +1,175 @@
+"""From chunks to tokens: what a worker does, and the pool of processes that does it on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import tokenizers
+
+from bertfast import artifact
+from bertfast.errors import DataError, WorkerError
+from bertfast.text.chunks import Chunk
+from bertfast.text.documents import Layout
+from bertfast.text.duplicates import sentence_hash
+from bertfast.text.sentences import Newlines, split_document
+from bertfast.text.tokenizer import Tokenizer
+from bertfast.text.word_cache import WordCache, token_dtype
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to know beside the chunk.
+
+    Attributes:
+        tokenizer: its JSON.
+        newlines: see `sentences.split_document`.
+    """
+
+    tokenizer: str
+    layout: Layout = field(default_factory=Layout)
+    newlines: Newlines = "auto"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a chunk became. Documents and sentences without a token are left out.
+
+    Attributes:
+        tokens: the ids of all sentences, as the bytes of an array of `token_dtype`.
+        sentence_lengths: tokens of each sentence.
+        document_lengths: sentences of each document.
+        sentence_hashes: eight bytes a sentence, see `duplicates.sentence_hash`.
+        size: that of the chunk.
+    """
+
+    tokens: bytes
+    sentence_lengths: array[int]
+    document_lengths: array[int]
+    sentence_hashes: bytes
+    size: int
+
+
+Engine = Callable[[Iterable[Chunk], Recipe], Generator[Part, None, None]]
+
+
+def engine_of(name: str, workers: int | None) -> Engine:
+    """`local` or `ray`; without a number of workers, all the cores that there are."""
+    if name == "ray":
+        from bertfast.text.ray_build import in_ray
+
+        return partial(in_ray, workers=workers)
+    return partial(in_processes, workers=workers or artifact.hardware()["cores"])
+
+
+def tokenize_chunk(recipe: Recipe, chunk: Chunk) -> Part:
+    """Read, segment and tokenise one chunk: a pure function of the two and of the files that the chunk names.
+
+    Raises:
+        DataError: a file is not what it should be, or a text holds half of a surrogate pair.
+    """
+    words, itemsize = _words(recipe.tokenizer)
+    tokens, hashes = bytearray(), bytearray()
+    sentence_lengths, document_lengths = array("i"), array("i")
+    for text in chunk.texts(recipe.layout):
+        before = len(sentence_lengths)
+        for sentence in split_document(text, recipe.newlines):
+            encoded = _encode(sentence)
+            if ids := words.ids(sentence):
+                tokens += ids
+                hashes += sentence_hash(encoded)
+                sentence_lengths.append(len(ids) // itemsize)
+        if len(sentence_lengths) > before:
+            document_lengths.append(len(sentence_lengths) - before)
+    return Part(bytes(tokens), sentence_lengths, document_lengths, bytes(hashes), chunk.size)
+
+
+def in_this_process(chunks: Iterable[Chunk], recipe: Recipe) -> Generator[Part, None, None]:
+    """The engine of callers that bring their own texts, and of those that must not start processes."""
+    try:
+        for chunk in chunks:
+            yield tokenize_chunk(recipe, chunk)
+    finally:
+        _words.cache_clear()
+
+
+def in_processes(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int) -> Generator[Part, None, None]:
+    """Work on chunks in `workers` processes; the parts come in the order of the chunks.
+
+    At most two chunks a worker are under way, so memory does not grow with the text. The processes are spawned: a
+    script that calls this does so under `if __name__ == "__main__":`.
+
+    Raises:
+        WorkerError: a worker was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+    under_way: deque[Future[Part]] = deque()
+    try:
+        for chunk in chunks:
+            with _interrupts_held():
+                under_way.append(pool.submit(tokenize_chunk, recipe, chunk))
+            if len(under_way) >= 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise WorkerError(
+            f"one of {workers} worker processes was killed, most likely because memory ran out. Start again with fewer "
+            "--workers: the build goes on from what is done."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits meanwhile. Processes that are started here inherit that for good: it is their parent's to handle."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    """One core a worker, and no worker outlives a parent that was killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@lru_cache(maxsize=1)
+def _words(tokenizer: str) -> tuple[WordCache, int]:
+    """The cache of this process, so that one chunk's words are known to the next, and the bytes of an id."""
+    loaded = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer))
+    return WordCache(loaded), token_dtype(loaded).itemsize
+
+
+def _encode(sentence: str) -> bytes:
+    try:
+        return sentence.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text {sentence[:40]!r} holds half of a surrogate pair at character {error.start}, which is no text."
+        ) from None
