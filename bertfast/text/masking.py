@@ -115,7 +115,6 @@ def words_of(ids_S: Int64, masking: Masking) -> tuple[Int64, Int64]:
     """(starts [W], ends [W]) of the words that may be chosen; a special token ends a word before it and begins one."""
     choosable = masking.choosable[ids_S]
     heads = ~masking.inner[ids_S]
-    heads[0] = True
     heads[1:] |= ~choosable[:-1]
     starts = heads.nonzero()[0]
     ends = np.empty_like(starts)
