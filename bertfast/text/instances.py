@@ -1,8 +1,9 @@
 """MLM + NSP instances as pure functions of (seed, epoch, index).
 
-An epoch walks through every document once, in stretches of whole sentences that fill a sequence. Where the
-stretches begin moves from epoch to epoch. Nothing is remembered between instances, so a run that resumes, or
-one that is spread over workers, needs to know one integer.
+An epoch walks through every document once, in stretches of whole sentences, about as many as fill a sequence. With
+each stretch a pair begins; it goes on past the stretch's end until it is full. Where the stretches begin moves from
+epoch to epoch. Nothing is remembered between instances, so a run that resumes, or one that is spread over workers,
+needs to know one integer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LEAST_IS_NEXT = 0.4  # share of the pairs below which next-sentence prediction i
 Span = tuple[int, int]  # tokens of the corpus, the last not included
 _PLAN, _ORDER, _INSTANCE, _SPLIT = range(4)
 _SENTENCES_AT_ONCE = 1 << 20
+_DRAWS = 16  # of a document that is long enough for a random segment, before a shorter one is taken
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class EpochPlan:
     Attributes:
         begins: int32 or int64 [stretches], ascending, the first sentence of each stretch.
         order: int32 or int64 [N], the stretch of each instance.
-        share_next: the probability that a stretch of two or more sentences becomes IsNext. It is above 0.5 where
-            stretches of one sentence, which can only be NotNext, have to be balanced.
+        share_next: the probability that a stretch becomes IsNext where its document goes on after the first of its
+            sentences. It is above 0.5 to balance the others, which can only be NotNext.
     """
 
     begins: npt.NDArray[np.signedinteger]
@@ -111,7 +113,7 @@ class InstanceSource:
         room = self.config.max_length - 3
         target = int(rng.integers(2, room + 1)) if rng.random() < self.config.short_seq_prob else room
         if self.config.sentence_pairs == "sop":
-            a, b, label = self._sentence_order(epoch, index, rng)
+            a, b, label = self._sentence_order(epoch, index, target, rng)
         else:
             a, b, label = self._next_sentence(epoch, index, target, rng)
         a, b = truncate_pair(a, b, target, rng)
@@ -140,36 +142,56 @@ class InstanceSource:
         return np.random.default_rng(entropy)
 
     def _next_sentence(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> tuple[Span, Span, int]:
-        """Two segments, of which the second follows the first or is from another document."""
+        """Two segments that fill `target` tokens; the second follows the first or is from another document."""
         plan, offsets = self.plan(epoch), self.corpus.sentence_offsets
         first, last, document = plan.stretch(index, self.corpus)
         middle = first + 1 if last - first < 2 else int(rng.integers(first + 1, last))
         a = (offsets.item(first), offsets.item(middle))
-        if last - first >= 2 and rng.random() < plan.share_next:
-            return a, (a[1], offsets.item(last)), IS_NEXT
-        return a, self._random_segment(document, target - (a[1] - a[0]), rng), NOT_NEXT
+        room = max(1, target - (a[1] - a[0]))
+        end = self.corpus.document_offsets.item(document + 1)
+        if middle < end and rng.random() < plan.share_next:
+            return a, (a[1], offsets.item(self._reach(middle, end, room))), IS_NEXT
+        return a, self._random_segment(document, room, offsets.item(end) - a[1] or room, rng), NOT_NEXT
 
-    def _random_segment(self, document: int, room: int, rng: np.random.Generator) -> Span:
-        """Sentences from a random place of another document, as many as fill `room` tokens, at least one."""
-        place = int(rng.integers(len(self.documents) - 1))
-        other = self.documents.item(place)
-        if other >= document:
-            other = self.documents.item(place + 1)
-        start, end = self.corpus.document_offsets.item(other), self.corpus.document_offsets.item(other + 1)
-        first = int(rng.integers(start, end))
-        offsets = self.corpus.sentence_offsets
-        enough = offsets.item(first) + max(1, room)
-        last = first + 1 + int(offsets[first + 1 : end + 1].searchsorted(enough))
-        return offsets.item(first), offsets.item(min(last, end))
+    def _random_segment(self, document: int, room: int, left: int, rng: np.random.Generator) -> Span:
+        """Sentences of another document, as many as fill `room` tokens, at least one.
 
-    def _sentence_order(self, epoch: int, index: int, rng: np.random.Generator) -> tuple[Span, Span, int]:
-        """Two segments that follow one another, half of the time the later one first."""
+        They stand where as much text follows as after the true first segment: `left` tokens, or at least `room`.
+        Were the place drawn from the whole document, the end of it would cut random segments short more often than
+        true ones, and the length of a pair would tell its label.
+        """
+        offsets, document_offsets = self.corpus.sentence_offsets, self.corpus.document_offsets
+        for _ in range(_DRAWS):
+            place = int(rng.integers(len(self.documents) - 1))
+            other = self.documents.item(place)
+            if other >= document:
+                other = self.documents.item(place + 1)
+            start, end = document_offsets.item(other), document_offsets.item(other + 1)
+            if offsets.item(end) - offsets.item(start) >= min(left, room):
+                break
+        wanted = offsets.item(end) - min(left, room)
+        first = start + max(0, int(offsets[start:end].searchsorted(wanted, "right")) - 1)
+        if left >= room:
+            first = int(rng.integers(start, first + 1))
+        elif first + 1 < end and offsets.item(first + 1) - wanted < wanted - offsets.item(first):
+            first += 1
+        return offsets.item(first), offsets.item(self._reach(first, end, room))
+
+    def _reach(self, first: int, end: int, room: int) -> int:
+        """The sentence after the last of those from `first` on that fill `room` tokens, `end` at the most."""
         offsets = self.corpus.sentence_offsets
-        first, last, _ = self.plan(epoch).stretch(index, self.corpus)
-        start, end = offsets.item(first), offsets.item(last)
-        middle = offsets.item(int(rng.integers(first + 1, last))) if last - first >= 2 else self._cut(start, end, rng)
-        segments = (start, middle), (middle, end)
-        return (*segments, IN_ORDER) if rng.random() < 0.5 else (*segments[::-1], SWAPPED)
+        enough = offsets.item(first) + room
+        return min(end, first + 1 + int(offsets[first + 1 : end + 1].searchsorted(enough)))
+
+    def _sentence_order(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> tuple[Span, Span, int]:
+        """Two segments that follow one another and fill `target` tokens, half of the time the later one first."""
+        offsets = self.corpus.sentence_offsets
+        first, _, document = self.plan(epoch).stretch(index, self.corpus)
+        end = self.corpus.document_offsets.item(document + 1)
+        last = min(end, max(first + 2, self._reach(first, end, target)))
+        a, c = offsets.item(first), offsets.item(last)
+        b = offsets.item(int(rng.integers(first + 1, last))) if last - first >= 2 else self._cut(a, c, rng)
+        return ((a, b), (b, c), IN_ORDER) if rng.random() < 0.5 else ((b, c), (a, b), SWAPPED)
 
     def _cut(self, start: int, end: int, rng: np.random.Generator) -> int:
         """A place inside of one sentence, between two of its words: a segment that began with `##` would tell."""
@@ -190,28 +212,30 @@ class InstanceSource:
         return ids, types
 
     def _plan(self, epoch: int) -> EpochPlan:
-        corpus, parts, pairs = self.corpus, [], 0
+        corpus, parts = self.corpus, []
         for first, last in self._stretches(epoch):
-            pairs += int(np.count_nonzero(last - first >= 2))
             if self.config.sentence_pairs == "sop":  # one token makes no pair: it joins the stretch before it
                 first = first[corpus.sentence_offsets[last] - corpus.sentence_offsets[first] >= 2]
             parts.append(first.astype(_index_type(corpus.num_sentences)))
         begins = np.concatenate(parts)
+        final = (corpus.document_offsets[self.documents + 1] - 1).astype(begins.dtype)
+        followed = len(begins) - int((begins.searchsorted(final, "right") > begins.searchsorted(final)).sum())
         if epoch == 0:
-            self._check_pairs(pairs, len(begins))
-        share_next = min(1.0, 0.5 * len(begins) / pairs) if pairs else 0.0
+            self._check_pairs(followed, len(begins))
+        share_next = min(1.0, 0.5 * len(begins) / max(1, followed))
         order = np.arange(len(begins), dtype=_index_type(len(begins)))
         np.random.default_rng([self.config.seed, _ORDER, epoch]).shuffle(order)
         return EpochPlan(begins, order if epoch == 0 else np.resize(order, len(self)), share_next)
 
-    def _check_pairs(self, pairs: int, stretches: int) -> None:
+    def _check_pairs(self, followed: int, stretches: int) -> None:
         if not stretches:
             raise DataError(f"{self.corpus.path}: every document is one token, and a pair needs two.")
-        if self.config.sentence_pairs == "nsp" and pairs < LEAST_IS_NEXT * stretches:
+        if self.config.sentence_pairs == "nsp" and followed < LEAST_IS_NEXT * stretches:
             warnings.warn(
-                f"{self.corpus.path}: at most {pairs / stretches:.0%} of the pairs can be IsNext (50% are wanted): of "
-                f"{stretches} stretches of text, {pairs} hold two sentences. Next-sentence prediction learns little "
-                "from that. Build the corpus from longer documents, raise max_length, or set sentence_pairs=sop.",
+                f"{self.corpus.path}: at most {followed / stretches:.0%} of the pairs can be IsNext (50% are wanted): "
+                f"of {stretches} stretches of text, {followed} have a sentence after them in their document. "
+                "Next-sentence prediction learns little from that. Build the corpus from longer documents, or set "
+                "sentence_pairs=sop.",
                 stacklevel=4,
             )
 
