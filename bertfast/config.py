@@ -134,7 +134,21 @@ class PretrainConfig(TrainConfig):
     learning_rate: float = Field(1e-4, gt=0)
     epochs: float = Field(1.0, gt=0)
     global_batch_size: int = Field(256, gt=0)
-    masked_lm_prob: float = Field(0.15, gt=0, lt=1)
+    masking: Literal["token", "whole-word", "span"] = Field(
+        "token", description="what is chosen at a time: a token, a word with all its pieces, or a span of words"
+    )
+    masked_lm_prob: float = Field(0.15, gt=0, lt=1, description="share of the tokens that is chosen")
+    mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the chosen that becomes [MASK]")
+    random_token_prob: float = Field(0.1, ge=0, le=1, description="share of the chosen that becomes a random token")
+    max_predictions_per_seq: int | None = Field(
+        None, gt=0, description="the most tokens chosen in a sequence; max_length * masked_lm_prob when not given"
+    )
+    max_span_words: int = Field(
+        3, gt=0, description="masking=span: the longest span; n words are drawn with p(n) proportional to 1/n"
+    )
+    sentence_pairs: Literal["nsp", "sop"] = Field(
+        "nsp", description="what the pair is about: next-sentence prediction or sentence order (Lan et al. 2020, 3.1)"
+    )
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     packing: bool = Field(True, description="several sequences a row, so that padding is not computed")
     row_tokens: int | None = Field(
@@ -142,6 +156,15 @@ class PretrainConfig(TrainConfig):
     )
     heldout_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents kept for evaluation")
     heldout_instances: int = Field(1024, gt=0, description="how many held-out instances an evaluation uses")
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.mask_token_prob + self.random_token_prob > 1:
+            raise ConfigError(
+                f"mask_token_prob {self.mask_token_prob} and random_token_prob {self.random_token_prob} are together "
+                "more than 1. Lower one of them; what they leave stays as it is."
+            )
+        return self
 
 
 class FinetuneConfig(TrainConfig):
