@@ -230,7 +230,8 @@ def parquet_file(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} needs pyarrow to be read: pip install 'bertfast[train]'.") from None
     with open_binary(path) as stream:
         try:
-            yield pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20)
+            # With pre_buffer, its default, a whole row group would be read before the first row comes.
+            yield pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         except (pyarrow.ArrowInvalid, *_DAMAGED) as error:
             raise DataError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
 
