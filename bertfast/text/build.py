@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from functools import lru_cache, partial
 import tokenizers
 
 from bertfast import artifact
-from bertfast.errors import DataError, WorkerError
+from bertfast.errors import ConfigError, DataError, WorkerError
 from bertfast.text.chunks import Chunk
 from bertfast.text.documents import Layout
 from bertfast.text.duplicates import sentence_hash
@@ -64,8 +65,14 @@ Engine = Callable[[Iterable[Chunk], Recipe], Generator[Part, None, None]]
 
 
 def engine_of(name: str, workers: int | None) -> Engine:
-    """`local` or `ray`; without a number of workers, all the cores that there are."""
+    """`local` or `ray`; without a number of workers, all the cores that there are.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
     if name == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("--engine ray needs Ray: pip install 'bertfast[ray]', here and on the cluster's nodes.")
         from bertfast.text.ray_build import in_ray
 
         return partial(in_ray, workers=workers)
