@@ -114,7 +114,7 @@ def corpus_build(
     from bertfast.text import tokenizer as tokenization
     from bertfast.text.build import engine_of
     from bertfast.text.corpus import build_corpus_of_files
-    from bertfast.text.documents import Boundary, Layout
+    from bertfast.text.documents import Boundary, TextFormat
     from bertfast.text.sentences import Newlines
     from bertfast.text.workplace import NewVocabulary
 
@@ -128,7 +128,7 @@ def corpus_build(
             inputs,
             out,
             tokenization.load(tokenizer) if tokenizer else NewVocabulary(vocab_size or 0, lowercase=not cased),
-            layout=Layout(boundary, text_column),
+            text_format=TextFormat(boundary, text_column),
             newlines=ends,
             engine=workforce,
             overwrite=overwrite,

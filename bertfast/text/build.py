@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -18,9 +19,9 @@ from functools import lru_cache, partial
 import tokenizers
 
 from bertfast import artifact
-from bertfast.errors import DataError, WorkerError
+from bertfast.errors import ConfigError, DataError, WorkerError
 from bertfast.text.chunks import Chunk
-from bertfast.text.documents import Layout
+from bertfast.text.documents import TextFormat
 from bertfast.text.duplicates import sentence_hash
 from bertfast.text.sentences import Newlines, split_document
 from bertfast.text.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ class Recipe:
     """
 
     tokenizer: str
-    layout: Layout = field(default_factory=Layout)
+    text_format: TextFormat = field(default_factory=TextFormat)
     newlines: Newlines = "auto"
 
 
@@ -64,8 +65,14 @@ Engine = Callable[[Iterable[Chunk], Recipe], Generator[Part, None, None]]
 
 
 def engine_of(name: str, workers: int | None) -> Engine:
-    """`local` or `ray`; without a number of workers, all the cores that there are."""
+    """`local` or `ray`; without a number of workers, all the cores that there are.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
     if name == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("--engine ray needs Ray: pip install 'bertfast[ray]', here and on the cluster's nodes.")
         from bertfast.text.ray_build import in_ray
 
         return partial(in_ray, workers=workers)
@@ -81,7 +88,7 @@ def tokenize_chunk(recipe: Recipe, chunk: Chunk) -> Part:
     words, itemsize = _words(recipe.tokenizer)
     tokens, hashes = bytearray(), bytearray()
     sentence_lengths, document_lengths = array("i"), array("i")
-    for text in chunk.texts(recipe.layout):
+    for text in chunk.texts(recipe.text_format):
         before = len(sentence_lengths)
         for sentence in split_document(text, recipe.newlines):
             encoded = _encode(sentence)

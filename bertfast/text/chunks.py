@@ -15,8 +15,8 @@ from typing import IO
 
 from bertfast.text.documents import (
     MAX_JSON_LINE_BYTES,
-    Layout,
     Span,
+    TextFormat,
     files_of,
     format_of,
     no_text,
@@ -45,13 +45,13 @@ class Chunk:
     pieces: tuple[Span | str, ...]
     size: int
 
-    def texts(self, layout: Layout) -> Iterator[str]:
+    def texts(self, text_format: TextFormat) -> Iterator[str]:
         """Read the documents."""
         for piece in self.pieces:
             if isinstance(piece, str):
                 yield piece
             else:
-                yield from read_span(piece, layout)
+                yield from read_span(piece, text_format)
 
 
 def chunks_of(pieces: Iterable[Span | str]) -> Iterator[Chunk]:
@@ -69,7 +69,7 @@ def chunks_of(pieces: Iterable[Span | str]) -> Iterator[Chunk]:
         yield Chunk(tuple(held), size)
 
 
-def pieces_of(inputs: Sequence[Path], layout: Layout) -> Iterator[Span | str]:
+def pieces_of(inputs: Sequence[Path], text_format: TextFormat) -> Iterator[Span | str]:
     """Cut files and directories where documents end; only the surroundings of the cuts are read.
 
     Raises:
@@ -78,16 +78,18 @@ def pieces_of(inputs: Sequence[Path], layout: Layout) -> Iterator[Span | str]:
     for path in files_of(inputs):
         kind = format_of(path)
         if path.suffix == ".gz":
-            yield from read_file(path, layout)
+            yield from read_file(path, text_format)
         elif kind == "parquet":
-            yield from _row_groups(path, layout)
-        elif kind != "jsonl" and layout.boundary == "file" and path.is_file() and path.stat().st_size > CHUNK_BYTES:
-            yield from read_file(path, layout)
+            yield from _row_groups(path, text_format)
+        elif (
+            kind != "jsonl" and text_format.boundary == "file" and path.is_file() and path.stat().st_size > CHUNK_BYTES
+        ):
+            yield from read_file(path, text_format)
         else:
-            yield from _spans(path, layout, lines=kind == "jsonl")
+            yield from _spans(path, text_format, lines=kind == "jsonl")
 
 
-def _spans(path: Path, layout: Layout, *, lines: bool) -> Iterator[Span | str]:
+def _spans(path: Path, text_format: TextFormat, *, lines: bool) -> Iterator[Span | str]:
     start = 0
     with open_binary(path) as stream:
         if not any(block.strip() for block in iter(lambda: stream.read(_LOOK_BACK), b"")):
@@ -106,7 +108,7 @@ def _spans(path: Path, layout: Layout, *, lines: bool) -> Iterator[Span | str]:
                 start = stream.tell()
 
 
-def _row_groups(path: Path, layout: Layout) -> Iterator[Span | str]:
+def _row_groups(path: Path, text_format: TextFormat) -> Iterator[Span | str]:
     with parquet_file(path) as table:
         groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
         if not any(group.num_rows for group in groups):
@@ -117,7 +119,7 @@ def _row_groups(path: Path, layout: Layout) -> Iterator[Span | str]:
         if size <= _LARGEST_ROW_GROUP:
             yield span
         else:
-            yield from read_span(span, layout)
+            yield from read_span(span, text_format)
 
 
 def _last_cut(stream: IO[bytes], start: int, size: int, pattern: re.Pattern[bytes]) -> int | None:

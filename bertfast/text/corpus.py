@@ -28,7 +28,7 @@ from bertfast.text import chunks, shards, workplace
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.batch import Int64
 from bertfast.text.build import Engine, Part, Recipe, engine_of, in_this_process
-from bertfast.text.documents import Layout
+from bertfast.text.documents import TextFormat
 from bertfast.text.duplicates import duplicate_share
 from bertfast.text.sentences import Newlines
 from bertfast.text.shards import Progress, ShardWriter
@@ -146,7 +146,7 @@ def build_corpus_of_files(
     out: Path,
     tokenizer: Tokenizer | NewVocabulary,
     *,
-    layout: Layout | None = None,
+    text_format: TextFormat | None = None,
     newlines: Newlines = "auto",
     engine: Engine | None = None,
     overwrite: bool = False,
@@ -169,18 +169,21 @@ def build_corpus_of_files(
         ArtifactError: `out` is in the way, or another build is, be it unfinished or under way.
         WorkerError: a worker was killed.
     """
-    layout = layout or Layout()
+    text_format = text_format or TextFormat()
     engine = engine or engine_of("local", None)
     artifact.refuse_existing(out, "corpus", overwrite)
-    identity = workplace.identity_of(inputs, layout, tokenizer) | {"newlines": newlines, "shard_tokens": shard_tokens}
+    identity = workplace.identity_of(inputs, text_format, tokenizer) | {
+        "newlines": newlines,
+        "shard_tokens": shard_tokens,
+    }
     with workplace.working_place(out) as place:
         progress = workplace.begin(place, identity, overwrite=overwrite)
         if isinstance(tokenizer, NewVocabulary):
-            tokenizer = workplace.train(tokenizer, inputs, layout, place)
+            tokenizer = workplace.train(tokenizer, inputs, text_format, place)
         if on_progress:
             on_progress(progress.documents, 0)
-        rest = itertools.islice(chunks.chunks_of(chunks.pieces_of(inputs, layout)), progress.chunks, None)
-        parts = engine(rest, Recipe(tokenizer.backend.to_str(), layout, newlines))
+        rest = itertools.islice(chunks.chunks_of(chunks.pieces_of(inputs, text_format)), progress.chunks, None)
+        parts = engine(rest, Recipe(tokenizer.backend.to_str(), text_format, newlines))
         with ShardWriter(place, token_dtype(tokenizer).itemsize, shard_tokens, progress) as writer:
             _append_all(writer, parts, on_progress, resumable=True)
         with artifact.create(out, "corpus", overwrite=overwrite) as draft:

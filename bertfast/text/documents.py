@@ -26,7 +26,7 @@ TEXT_COLUMNS = ("text", "content", "document", "body")
 
 
 @dataclass(frozen=True)
-class Layout:
+class TextFormat:
     """How documents lie in files.
 
     Attributes:
@@ -61,35 +61,35 @@ def read_documents(
     A document of over `MAX_DOCUMENT_CHARS` characters comes in several pieces, so that memory stays bounded.
 
     Args:
-        boundary, text_column: see `Layout`.
+        boundary, text_column: see `TextFormat`.
     Raises:
         DataError: a file is missing, empty, binary, wrongly encoded or truncated, or lacks the column.
     """
     for path in files_of(inputs):
-        yield from read_file(path, Layout(boundary, text_column))
+        yield from read_file(path, TextFormat(boundary, text_column))
 
 
-def read_file(path: Path, layout: Layout) -> Iterator[str]:
+def read_file(path: Path, text_format: TextFormat) -> Iterator[str]:
     """`read_documents` of one file."""
     empty = True
-    for document in _documents(path, layout):
+    for document in _documents(path, text_format):
         empty = False
         yield document
     if empty:
         raise no_text(path)
 
 
-def read_span(span: Span, layout: Layout) -> Iterator[str]:
+def read_span(span: Span, text_format: TextFormat) -> Iterator[str]:
     """Yield the documents of a part of a file, as `read_documents` yields them among the others.
 
     Raises:
         DataError: as `read_documents`; a line is named by its number in the whole file.
     """
     try:
-        yield from _documents(span.path, layout, span, lines_before=min(span.start, 1))
+        yield from _documents(span.path, text_format, span, lines_before=min(span.start, 1))
     except DataError:
         if format_of(span.path) != "parquet":
-            for _ in _documents(span.path, layout, span, lines_before=_count_lines(span.path, span.start)):
+            for _ in _documents(span.path, text_format, span, lines_before=_count_lines(span.path, span.start)):
                 pass
         raise
 
@@ -230,7 +230,8 @@ def parquet_file(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} needs pyarrow to be read: pip install 'bertfast[train]'.") from None
     with open_binary(path) as stream:
         try:
-            yield pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20)
+            # With pre_buffer, its default, a whole row group would be read before the first row comes.
+            yield pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         except (pyarrow.ArrowInvalid, *DAMAGED) as error:
             raise DataError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -247,21 +248,21 @@ def files_of(inputs: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def _documents(path: Path, layout: Layout, span: Span | None = None, lines_before: int = 0) -> Iterator[str]:
+def _documents(path: Path, text_format: TextFormat, span: Span | None = None, lines_before: int = 0) -> Iterator[str]:
     """The documents of a file or of a part of it, none of them blank."""
     kind = format_of(path)
     if kind == "parquet":
         rows = read_parquet(path, range(span.start, span.end) if span else None)
-        yield from filter(str.strip, _column(path, rows, layout.text_column))
+        yield from filter(str.strip, _column(path, rows, text_format.text_column))
         return
     with open_binary(path) as stream:
         source = _bytes_of(stream, span) if span else stream
         if kind == "jsonl":
             lines = decode_lines(source, path, limit=MAX_JSON_LINE_BYTES, whole=True, lines_before=lines_before)
-            documents = _column(path, parse_json_lines(lines, path), layout.text_column)
+            documents = _column(path, parse_json_lines(lines, path), text_format.text_column)
         else:
             lines = decode_lines(source, path, limit=MAX_DOCUMENT_CHARS, lines_before=lines_before)
-            documents = _plain_text((line for _, line in lines), layout.boundary)
+            documents = _plain_text((line for _, line in lines), text_format.boundary)
         yield from filter(str.strip, documents)
 
 

@@ -158,7 +158,9 @@ class ShardWriter:
             path.write_bytes(bytes(size))  # offsets begin with a zero
         stream = self._stack.enter_context(path.open("r+b"))
         if stream.seek(0, os.SEEK_END) < size:
-            raise ArtifactError(f"{path} is shorter than was noted: it was damaged. Begin anew with --overwrite.")
+            raise ArtifactError(
+                f"{path} is shorter than was noted: it was damaged. Remove {self.root}, and build again."
+            )
         stream.truncate(size)
         stream.seek(size)
         return stream

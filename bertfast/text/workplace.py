@@ -15,7 +15,7 @@ from bertfast import artifact
 from bertfast.errors import ArtifactError, DataError
 from bertfast.text import chunks, shards
 from bertfast.text import tokenizer as tokenization
-from bertfast.text.documents import Layout, files_of, open_binary, read_documents
+from bertfast.text.documents import TextFormat, files_of, open_binary, read_documents
 from bertfast.text.shards import Progress
 from bertfast.text.tokenizer import Tokenizer
 
@@ -45,7 +45,9 @@ def working_place(out: Path) -> Iterator[Path]:
         _remove(place)
 
 
-def identity_of(inputs: Sequence[Path], layout: Layout, tokenizer: Tokenizer | NewVocabulary) -> dict[str, Any]:
+def identity_of(
+    inputs: Sequence[Path], text_format: TextFormat, tokenizer: Tokenizer | NewVocabulary
+) -> dict[str, Any]:
     """What decides which documents there are, how they are cut and what becomes of them.
 
     Files are known by size and time of change.
@@ -60,7 +62,7 @@ def identity_of(inputs: Sequence[Path], layout: Layout, tokenizer: Tokenizer | N
         listing.append(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}")
     return {
         "inputs": _hash("\0".join(listing)),
-        **asdict(layout),
+        **asdict(text_format),
         "vocabulary": asdict(tokenizer) if isinstance(tokenizer, NewVocabulary) else _hash(tokenizer.backend.to_str()),
         "chunk_bytes": chunks.CHUNK_BYTES,
         "bertfast": artifact.version(),
@@ -90,11 +92,11 @@ def begin(place: Path, identity: dict[str, Any], *, overwrite: bool) -> Progress
     return progress
 
 
-def train(wanted: NewVocabulary, inputs: Sequence[Path], layout: Layout, place: Path) -> Tokenizer:
+def train(wanted: NewVocabulary, inputs: Sequence[Path], text_format: TextFormat, place: Path) -> Tokenizer:
     """Train the vocabulary, or take the one that an earlier start of the same build has trained."""
     file = place / "vocabulary.json"
     if not file.exists():
-        texts = partial(read_documents, inputs, boundary=layout.boundary, text_column=layout.text_column)
+        texts = partial(read_documents, inputs, boundary=text_format.boundary, text_column=text_format.text_column)
         draft = file.with_suffix(".new")
         draft.write_text(
             tokenization.train(texts, wanted.size, lowercase=wanted.lowercase).backend.to_str(), encoding="utf-8"

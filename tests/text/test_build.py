@@ -19,10 +19,10 @@ import pytest
 
 import bertfast
 from bertfast.artifact import open_manifest
-from bertfast.errors import ArtifactError, DataError, WorkerError
+from bertfast.errors import ArtifactError, ConfigError, DataError, WorkerError
 from bertfast.text import chunks, shards, workplace
 from bertfast.text import tokenizer as tokenization
-from bertfast.text.build import Engine, Part, Recipe, in_processes, in_this_process
+from bertfast.text.build import Engine, Part, Recipe, engine_of, in_processes, in_this_process
 from bertfast.text.chunks import Chunk
 from bertfast.text.corpus import build_corpus, build_corpus_of_files, open_corpus, verify_corpus
 from bertfast.text.documents import read_documents
@@ -126,7 +126,7 @@ def test_what_was_written_after_the_last_note_is_cut_off(build: partial[None], w
         build(out=tmp_path / "d", engine=after(4))
     shard = sorted((tmp_path / "d.build").glob("tokens-*"))[-1]
     shard.write_bytes(b"")
-    with pytest.raises(ArtifactError, match="shorter than was noted"):
+    with pytest.raises(ArtifactError, match=r"shorter than was noted.*Remove .*d\.build"):
         build(out=tmp_path / "d")
 
 
@@ -180,6 +180,12 @@ def test_a_worker_that_is_killed_is_said_and_not_waited_for(build: partial[None]
     assert progress.chunks > 0
     build(out=tmp_path / "c")
     assert open_corpus(tmp_path / "c").sha256 == whole
+
+
+def test_ray_that_is_not_there_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'bertfast\[ray\]'"):
+        engine_of("ray", None)
 
 
 def test_a_second_build_at_the_same_place_is_refused(build: partial[None], tmp_path: Path) -> None:

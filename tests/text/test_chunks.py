@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bertfast.errors import DataError
 from bertfast.text import chunks, documents
 from bertfast.text.chunks import Chunk, chunks_of, pieces_of
-from bertfast.text.documents import Boundary, Layout, read_documents
+from bertfast.text.documents import Boundary, TextFormat, read_documents
 
 TEXT = st.lists(
     st.sampled_from(
@@ -33,12 +33,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_DOCUMENT_CHARS", 48)
 
 
-def cut(inputs: list[Path], layout: Layout) -> list[Chunk]:
-    return list(chunks_of(pieces_of(inputs, layout)))
+def cut(inputs: list[Path], text_format: TextFormat) -> list[Chunk]:
+    return list(chunks_of(pieces_of(inputs, text_format)))
 
 
-def read(inputs: list[Path], layout: Layout) -> list[str]:
-    return [text for chunk in cut(inputs, layout) for text in chunk.texts(layout)]
+def read(inputs: list[Path], text_format: TextFormat) -> list[str]:
+    return [text for chunk in cut(inputs, text_format) for text in chunk.texts(text_format)]
 
 
 @pytest.mark.usefixtures("small")
@@ -49,7 +49,7 @@ def test_plain_text_in_chunks_is_what_it_is_as_a_stream(
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "a.txt"
     file.write_bytes(text.encode())
-    assert read([file], Layout(boundary)) == list(read_documents([file], boundary=boundary))
+    assert read([file], TextFormat(boundary)) == list(read_documents([file], boundary=boundary))
 
 
 @pytest.mark.usefixtures("small")
@@ -63,13 +63,15 @@ def test_every_format_in_chunks_is_what_it_is_as_a_stream(tmp_path: Path) -> Non
     table = pyarrow.table({"text": texts})
     pyarrow.parquet.write_table(table, files["c.parquet"], row_group_size=7)
     pyarrow.parquet.write_table(table, files["d.parquet"])
-    layout = Layout()
+    text_format = TextFormat()
     for file in files.values():
-        assert read([file], layout) == list(read_documents([file]))
+        assert read([file], text_format) == list(read_documents([file]))
     # Whoever works on the chunk reads it, wherever that can be.
-    carried = {name: any(isinstance(piece, str) for piece in pieces_of([file], layout)) for name, file in files.items()}
+    carried = {
+        name: any(isinstance(piece, str) for piece in pieces_of([file], text_format)) for name, file in files.items()
+    }
     assert carried == {"a.jsonl": False, "b.jsonl.gz": True, "c.parquet": False, "d.parquet": True, "e.txt": True}
-    assert read([tmp_path], layout) == list(read_documents([tmp_path]))
+    assert read([tmp_path], text_format) == list(read_documents([tmp_path]))
 
 
 def test_small_files_share_a_chunk_and_large_ones_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ def test_small_files_share_a_chunk_and_large_ones_are_cut(tmp_path: Path, monkey
     for i in range(100):
         (tmp_path / f"{i:03}.txt").write_text(f"A document of about {i} words.\n\nAnother one.\n")
     (tmp_path / "large.txt").write_text("A document of some words.\n\n" * 200)
-    sizes = [chunk.size for chunk in cut([tmp_path], Layout())]
+    sizes = [chunk.size for chunk in cut([tmp_path], TextFormat())]
     assert sum(sizes) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert max(sizes) <= 1000
     assert all(one + other > 1000 for one, other in itertools.pairwise(sizes))
@@ -98,27 +100,27 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path: Path, name: str
     good = b'{"text": "A good line."}\n' if name.endswith("jsonl") else b"A good one.\n\n"
     (tmp_path / name).write_bytes(good * (30 if name.endswith("jsonl") else 15) + line + b"\n" + good)
     with pytest.raises(DataError, match=message):
-        read([tmp_path / name], Layout())
+        read([tmp_path / name], TextFormat())
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", b"\n \n\t\r\n"), ("a.jsonl", b"\n\n"), ("a.txt", b"")])
 def test_a_file_without_text_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=r"holds no text|is empty"):
-        read([tmp_path / name], Layout())
+        read([tmp_path / name], TextFormat())
     table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="holds no text"):
-        read([tmp_path / "a.parquet"], Layout())
+        read([tmp_path / "a.parquet"], TextFormat())
 
 
 def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("A document.\n\n" * 10)
-    (chunk,) = cut([file], Layout())
+    (chunk,) = cut([file], TextFormat())
     os.truncate(file, 50)
     with pytest.raises(DataError, match="became shorter"):
-        list(chunk.texts(Layout()))
+        list(chunk.texts(TextFormat()))
 
 
 @pytest.mark.usefixtures("small")
@@ -127,7 +129,7 @@ def test_a_row_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypa
     file = tmp_path / "a.jsonl"
     row = json.dumps({"text": "word " * 150}) + "\n"
     file.write_text(row * 3)
-    assert "".join(read([file], Layout())) == "word " * 450
+    assert "".join(read([file], TextFormat())) == "word " * 450
     file.write_text(row + json.dumps({"text": "word " * 250}) + "\n")
     with pytest.raises(DataError, match=r"a\.jsonl:2 is over 1,000 bytes long"):
-        read([file], Layout())
+        read([file], TextFormat())
