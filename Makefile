@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fmt bench test-slow clean
+.PHONY: help setup quickstart test check fmt bench bench-train test-slow clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,10 @@ fmt: $(VENV)/.dev ## Format and mend what can be mended
 
 bench: $(VENV)/.dev ## SST-2 speed beside a plain transformers loop (BERTFAST_DATA: where the data lies)
 	$(BIN)/python benchmarks/sst2.py speed --data $(or $(BERTFAST_DATA),../shared/data)/sst2
+
+bench-train: $(VENV)/.dev ## Pretraining speed and loss beside transformers, interleaved (half an hour on 2 cores)
+	$(BIN)/python benchmarks/pretrain_speed.py --text $(or $(BERTFAST_DATA),../shared/data)/enwiki/documents.jsonl \
+		--preset mini --length 128 --batch 32 --steps 500 --peers bf16-compile bf16 fp32 --out runs/pretrain-speed.json
 
 test-slow: $(VENV)/.dev ## What the default run leaves out: compiled training, and the wheel installed elsewhere
 	$(BIN)/python -m pytest -q -m slow

@@ -197,7 +197,7 @@ def main() -> None:
     options.cache.parent.mkdir(exist_ok=True)
     torch.set_num_threads(options.threads)
     corpus = corpus_of(options.text, options.cache)
-    values = read_settings(options.preset, [])
+    values = read_settings(Path(options.preset), [], "pretrain")
     settings = {"vocab_size": corpus.tokenizer.vocab_size, **values.pop("model")}
     if options.device == "cuda":
         settings["attention_probs_dropout_prob"] = 0.0

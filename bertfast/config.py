@@ -152,7 +152,7 @@ class PretrainConfig(TrainConfig):
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     packing: bool = Field(True, description="several sequences a row, so that padding is not computed")
     row_tokens: int | None = Field(
-        None, gt=0, description="tokens of a packed row; 2 * max_length when not given (a mask's cost grows with it)"
+        None, gt=0, description="tokens of a packed row; max_length when not given (a mask's cost grows with it)"
     )
     heldout_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents kept for evaluation")
     heldout_instances: int = Field(1024, gt=0, description="how many held-out instances an evaluation uses")

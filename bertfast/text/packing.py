@@ -108,7 +108,7 @@ def choose_layout(
         for safety in (0.0, 1.0, 2.0, 3.0):
             share = math.ceil((needed.mean() + safety * needed.std()) / micro_batches)
             grains = min(most, max(least, share))
-            rows, length = (1, grains * grain) if row_tokens is None else (grains, grain)
+            rows, length = (1, grains * grain) if row_tokens is None else (min(grains, batch_size), grain)
             layout = _with_slots(rows, length, steps, limits)
             count = float(np.mean([len(assign(step, layout)) for step in steps]))
             costs[layout] = count * (layout.tokens + _MICRO_BATCH_COST * most * grain)

@@ -147,7 +147,7 @@ def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: Mode
         _sample(instances),
         Limits(config.max_length, instances.max_predictions),
         batch_size=world.share(config.global_batch_size),
-        row_tokens=None if one_row else config.row_tokens or 2 * config.max_length,
+        row_tokens=None if one_row else config.row_tokens or config.max_length,
         micro_batch_tokens=config.micro_batch_tokens,
     )
 
