@@ -95,6 +95,9 @@ def main() -> None:
         print(f"{len(moments)} kills, the same weights: {runs[-1]['same']}", flush=True)
     report = {
         "command": " ".join(sys.argv),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip(),
         "settings": list(SETTINGS),
         "undisturbed_twice_the_same": weights(options.out / "again") == expected,
         "kills": options.kills,
@@ -107,6 +110,7 @@ def main() -> None:
     if options.result:
         options.result.write_text(text + "\n")
     print(text)
+    sys.exit(not report["all_the_same"])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import importlib.util
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,12 +41,18 @@ from bertfast.text.instances import Instance, InstanceSource
 from bertfast.text.packing import pack
 from bertfast.train import loop
 from bertfast.train.device import make_deterministic, resolve
+from bertfast.train.diagnosis import mfu
 from bertfast.train.distributed import World
 from bertfast.train.optimizer import learning_rate, make_optimizer
-from bertfast.train.pretrain import packed_layout
+from bertfast.train.pretrain import packed_layout, training_flops_per_token
 
 Step = Callable[[Sequence[Instance]], dict[str, float]]
-PEER_SLICES = 5
+PEER_SLICES = 8
+
+
+def commit() -> str:
+    """The commit that is measured, and whether the tree differs from it."""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 
 
 def vocabulary() -> Path:
@@ -80,7 +87,7 @@ def ours(name: str, source: InstanceSource, config: PretrainConfig, shape: Model
     def step(instances: Sequence[Instance]) -> dict[str, float]:
         make_deterministic(config, device)
         loop.set_learning_rate(optimizer, learning_rate(next(numbers), config.max_steps or 1, config))
-        batches = pack(instances, layout, pad_id) if layout else [source.collate(instances)]
+        batches = pack(instances, layout, pad_id) if layout else [source.collate(instances, len(instances))]
         losses, _ = loop.optimizer_step(trainer, losses_of, optimizer, batches, loop.count(task, batches), config)
         return {key: value.item() for key, value in losses.items()}
 
@@ -159,12 +166,16 @@ def race(contenders: dict[str, Step], every: dict[str, int], source: InstanceSou
     return seconds, losses, tokens
 
 
-def summary(seconds, losses, tokens, ours_names: list[str], warm: int) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def summary(  # type: ignore[no-untyped-def]
+    seconds, losses, tokens, ours_names: list[str], warm: int, flops: float, device_name: str
+) -> dict[str, object]:
     """Medians; the first `warm` slices, with compilation and first touches of memory, are left out."""
     result: dict[str, object] = {}
     for name, by_slice in seconds.items():
         speeds = [tokens[number] / elapsed for number, elapsed in by_slice.items() if number >= warm]
         result[name] = {"real_tokens_per_s": statistics.median(speeds), "slices": len(speeds)}
+        if (share := mfu(statistics.median(speeds), flops, device_name)) is not None:
+            result[name]["mfu"] = share  # type: ignore[index]
         if len(losses[name]) >= 100:
             result[name]["mean_loss_of_last_100_steps"] = statistics.fmean(losses[name][-100:])  # type: ignore[index]
     ratios = {}
@@ -209,17 +220,23 @@ def main() -> None:
     contenders = {name: ours(name, source, config, shape) for name in options.ours}
     contenders |= {f"transformers {name}": peer(name, source, config, shape) for name in options.peers}
     slices = options.steps // options.slice
-    every = dict.fromkeys(contenders, 1) | {
-        f"transformers {name}": max(1, slices // PEER_SLICES) for name in options.peers[1:]
-    }
+    every = (
+        dict.fromkeys(contenders, 1)
+        | {
+            f"transformers {name}": max(1, slices // PEER_SLICES) | 1  # odd, so that the order of the turns changes
+            for name in options.peers[1:]
+        }
+    )
     seconds, losses, tokens = race(contenders, every, source, options)
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else ""
     report = {
         "command": " ".join(sys.argv),
+        "commit": commit(),
         "model": shape.model_dump(),
         "settings": config.model_dump(mode="json"),
-        **summary(seconds, losses, tokens, options.ours, options.warm),
+        **summary(seconds, losses, tokens, options.ours, options.warm, training_flops_per_token(source, shape), gpu),
         "libraries": artifact.libraries() | {"transformers": transformers.__version__},
-        "hardware": artifact.hardware(),
+        "hardware": artifact.hardware() | ({"gpu": gpu} if gpu else {}),
         "samples": {"real_tokens": tokens, "seconds": seconds},
     }
     text = json.dumps(report, indent=1)

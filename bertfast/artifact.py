@@ -14,11 +14,12 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
@@ -134,6 +135,28 @@ def remove_own_directory(path: Path) -> None:
     if path.exists():
         make_own_directory(path)
         shutil.rmtree(path)
+
+
+def hold(path: Path, what: str) -> IO[bytes]:
+    """Hold a working place for this process until the file that is returned is closed, or the process ends.
+
+    Args:
+        path: a directory that `make_own_directory` has made.
+        what: what another process would be doing there.
+    Raises:
+        ArtifactError: another process holds it.
+    """
+    stream = (path / _MARKER).open("rb+")
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise ArtifactError(f"another process is {what} in {path}. Wait for it, or end it.") from None
+    except (ImportError, OSError):  # Windows, and file systems of clusters that know no locks
+        warnings.warn(f"{path} cannot be locked: see to it that no second process works there.", stacklevel=2)
+    return stream
 
 
 @contextlib.contextmanager

@@ -166,6 +166,15 @@ class PretrainConfig(TrainConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rows_hold_sequences(self) -> Self:
+        if self.row_tokens is not None and self.row_tokens < self.max_length:
+            raise ConfigError(
+                f"row_tokens {self.row_tokens} is less than max_length {self.max_length}, and a row holds whole "
+                "sequences. Raise the one or lower the other."
+            )
+        return self
+
 
 class FinetuneConfig(TrainConfig):
     """Fine-tuning from a checkpoint (Devlin et al. 2019, A.3)."""

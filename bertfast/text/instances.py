@@ -135,11 +135,11 @@ class InstanceSource:
         Targets: `masked_positions` [B * P] (into the flattened batch), `masked_labels` [B * P] (IGNORE_INDEX where
         a sequence has fewer than P masked tokens), `next_sentence_labels` [B].
         """
-        return self.collate([self.at(int(place)) for place in positions])
+        return self.collate([self.at(int(place)) for place in positions], len(positions))
 
-    def collate(self, instances: Sequence[Instance]) -> TrainingBatch:
-        """Instances as `batch` lays them out."""
-        return collate(instances, self.corpus.tokenizer.pad_id, self.config.max_length, self.max_predictions)
+    def collate(self, instances: Sequence[Instance], rows: int) -> TrainingBatch:
+        """Instances as `batch` lays them out, and empty rows after them."""
+        return collate(instances, rows, self.corpus.tokenizer.pad_id, self.config.max_length, self.max_predictions)
 
     def __len__(self) -> int:
         """Instances of an epoch; epochs differ by a few, and the first one's count stands for all."""
@@ -295,12 +295,13 @@ def truncate_pair(a: Span, b: Span, room: int, rng: np.random.Generator) -> tupl
     return (start_a, start_a + keep_a), (start_b, start_b + keep_b)
 
 
-def collate(instances: Sequence[Instance], pad_id: int, length: int, max_predictions: int) -> TrainingBatch:
-    """Pad instances to `length` and to `max_predictions` masked positions each: every batch has the same shapes."""
-    shape = (len(instances), length)
+def collate(instances: Sequence[Instance], rows: int, pad_id: int, length: int, max_predictions: int) -> TrainingBatch:
+    """Pad to `rows` sequences, `length` tokens and `max_predictions` masked ones: batches are of the same shapes."""
+    shape = (rows, length)
     input_ids, attention_mask, token_type_ids = np.full(shape, pad_id), np.zeros(shape, int), np.zeros(shape, int)
-    positions = np.zeros((len(instances), max_predictions), np.int64)
-    labels = np.full((len(instances), max_predictions), IGNORE_INDEX, np.int64)
+    positions = np.zeros((rows, max_predictions), np.int64)
+    labels = np.full((rows, max_predictions), IGNORE_INDEX, np.int64)
+    next_sentence = np.full(rows, IGNORE_INDEX, np.int64)
     for row, instance in enumerate(instances):
         size, masked = len(instance.input_ids), len(instance.masked_positions)
         input_ids[row, :size] = instance.input_ids
@@ -308,8 +309,8 @@ def collate(instances: Sequence[Instance], pad_id: int, length: int, max_predict
         token_type_ids[row, :size] = instance.token_type_ids
         positions[row, :masked] = instance.masked_positions
         labels[row, :masked] = instance.masked_labels
-    positions += np.arange(len(instances))[:, None] * length
-    next_sentence = np.array([instance.next_sentence_label for instance in instances], np.int64)
+        next_sentence[row] = instance.next_sentence_label
+    positions += np.arange(rows)[:, None] * length
     return TrainingBatch(
         Batch(input_ids, attention_mask, token_type_ids),
         {

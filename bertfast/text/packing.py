@@ -19,8 +19,7 @@ from bertfast.text.batch import IGNORE_INDEX, Batch, Int64, Packing, TrainingBat
 from bertfast.text.instances import Instance
 
 _ROW_GRAIN = 64
-_SIMULATED_STEPS = 16
-_SIMULATED_SEQUENCES = 16384
+_MOST_TRIALS, _SIMULATED_SEQUENCES, _DRAWS = 64, 16384, 256
 # What a micro-batch costs beside its tokens, as a share of the largest one: launches, casts of the weights.
 _MICRO_BATCH_COST = 0.03
 
@@ -82,7 +81,7 @@ def sizes_of(instances: Sequence[Instance]) -> Sizes:
 
 
 def choose_layout(
-    sample: Sizes, limits: Limits, *, batch_size: int, row_tokens: int | None, micro_batch_tokens: int
+    sample: Sizes, limits: Limits, *, batch_size: int, row_tokens: int | None, micro_batch_tokens: int, ranks: int = 1
 ) -> Layout:
     """The layout that computes the fewest tokens for steps of `batch_size` sequences like those of the sample.
 
@@ -93,10 +92,11 @@ def choose_layout(
         limits: what no sequence exceeds.
         row_tokens: tokens of a row, or None for one row that holds the whole micro-batch (for kernels that take
             boundaries and not a mask).
-        micro_batch_tokens: the most tokens of a micro-batch.
+        micro_batch_tokens: the most tokens of a micro-batch, but at least one row.
+        ranks: processes that pack a step each and wait for the one that has most to do.
     """
     rng = np.random.default_rng(0)
-    trials = max(2, min(_SIMULATED_STEPS, _SIMULATED_SEQUENCES // batch_size))
+    trials = max(2, min(_MOST_TRIALS, _SIMULATED_SEQUENCES // batch_size))
     steps = [sample[rng.integers(0, len(sample), batch_size)] for _ in range(trials)]
     grain = row_tokens or _ROW_GRAIN
     least = -(-limits.tokens // grain)
@@ -110,7 +110,8 @@ def choose_layout(
             grains = min(most, max(least, share))
             rows, length = (1, grains * grain) if row_tokens is None else (min(grains, batch_size), grain)
             layout = _with_slots(rows, length, steps, limits)
-            count = float(np.mean([len(assign(step, layout)) for step in steps]))
+            counts = np.array([len(assign(step, layout)) for step in steps])
+            count = float(rng.choice(counts, (_DRAWS, ranks)).max(axis=1).mean())
             costs[layout] = count * (layout.tokens + _MICRO_BATCH_COST * most * grain)
     return min(costs, key=lambda layout: costs[layout])
 
@@ -181,6 +182,7 @@ def _fill(rows: list[list[int]], instances: Sequence[Instance], layout: Layout, 
 def _rows(lengths: Int64, row_tokens: int, *, longest_first: bool) -> list[list[int]]:
     """Best fit: each sequence goes into the fullest row that has room for it."""
     order = np.argsort(-lengths, kind="stable") if longest_first else np.arange(len(lengths))
+    assert lengths.max(initial=0) <= row_tokens
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):

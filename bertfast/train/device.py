@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from bertfast import artifact
 from bertfast.config import Precision, TrainConfig
 from bertfast.errors import ConfigError
 from bertfast.train.compiler import cpp_compiler
@@ -63,7 +64,8 @@ def choose_workers(config: TrainConfig, device: torch.device) -> int:
     """Processes that make batches: a CPU that trains has no core to spare, a GPU may be faster than one of them."""
     if config.workers != "auto":
         return config.workers
-    return min(4, (os.cpu_count() or 1) // 2) if device.type == "cuda" else 0
+    cores = int(artifact.hardware()["cores"]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, cores // 2) if device.type == "cuda" else 0
 
 
 def has_fast_bf16(device: torch.device) -> bool:

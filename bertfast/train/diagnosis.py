@@ -125,8 +125,8 @@ def loader_alarm(rows: Sequence[Row]) -> Alarm | None:
     return Alarm(
         "loader",
         int(known[-1]["step"]),
-        f"{share:.0%} of the time is spent waiting for data, and {LOADER_SHARE:.0%} is the limit. Put the corpus on a "
-        "local disk; on a CPU leave the loader a core of its own by setting threads to one less than there are.",
+        f"{share:.0%} of the time is spent waiting for data, and {LOADER_SHARE:.0%} is the limit. Raise workers, and "
+        "put the corpus on a local disk; on a CPU leave the loader a core: set threads to one less than there are.",
     )
 
 

@@ -59,6 +59,14 @@ class World:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
+    def first(self, value: int) -> int:
+        """The value that the first rank has, in every rank."""
+        if self.size == 1:
+            return value
+        values: list[int] = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def wait(self) -> None:
         """Wait until every rank has come here."""
         if self.size > 1:

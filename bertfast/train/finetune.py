@@ -101,6 +101,10 @@ def finetune(
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("fine-tuning runs in one process, and torchrun started several. Start it without torchrun.")
+    if config.sharding != "ddp":
+        raise ConfigError(
+            f"sharding '{config.sharding}' cuts over many processes, and fine-tuning runs in one. Leave it."
+        )
     if config.max_length > start.config.max_position_embeddings:
         raise ConfigError(
             f"max_length {config.max_length} exceeds the {start.config.max_position_embeddings} positions of "
@@ -113,32 +117,23 @@ def finetune(
     data = encode_rows(examples, labels, start.tokenizer, config, train_file)
     dev = encode_rows(dev_examples, labels, start.tokenizer, config, dev_file)
     source = FinetuneSource(data, start.tokenizer.pad_id, config)
-    config = resolve(config, total_steps(source, config))
+    config = resolve(config, total_steps(source.steps_per_epoch, config))
     identity = {**config.model_dump(), "start": start.sha256, "from_scratch": from_scratch}
     run = RunDirectory(
         out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)}
     )
     if resume and not overwrite and (ended := run.result()) is not None:
         return ended
-    run.begin(resume=resume, overwrite=overwrite)
-    torch.manual_seed(config.seed)
-    model = task.build(start.config, len(labels))
-    if not from_scratch:
-        load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
-    evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
-    result = fit(model, task, source, config, run, evaluate)
-    result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
-    publish(
-        run,
-        model.state_dict(),
-        start.config,
-        start.tokenizer,
-        task,
-        labels,
-        {"start": start.sha256},
-        result,
-        overwrite=overwrite,
-    )
+    with run.begun(resume=resume, overwrite=overwrite):
+        torch.manual_seed(config.seed)
+        model = task.build(start.config, len(labels))
+        if not from_scratch:
+            load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
+        evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
+        result = fit(model, task, source, config, run, evaluate)
+        result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
+        weights, parents = model.state_dict(), {"start": start.sha256}
+        publish(run, weights, start.config, start.tokenizer, task, labels, parents, result, overwrite=overwrite)
     return result
 
 

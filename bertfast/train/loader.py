@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
 from bertfast.text.batch import TrainingBatch
+from bertfast.workers import interrupts_held, worker_pool
 
 MicroBatches = Sequence[TrainingBatch]
 _made_here: Callable[[int], MicroBatches] | None = None
@@ -33,21 +33,22 @@ def prefetched(make: Callable[[int], MicroBatches], steps: range, workers: int) 
     pool: Executor
     task: Callable[[int], MicroBatches]
     if workers:
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks and the CUDA context
-        pool = ProcessPoolExecutor(workers, spawn, initializer=_remember, initargs=(make,))
+        pool = worker_pool(workers, _remember, make)
         task = _make_here
     else:
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         task = make
     ahead = max(1, 2 * workers)
     try:
-        pending = deque(pool.submit(task, step) for step in steps[:ahead])
+        with interrupts_held():
+            pending = deque(pool.submit(task, step) for step in steps[:ahead])
         for step in steps:
             asked_s = time.perf_counter()
             batches = pending.popleft().result()
             waited_s = time.perf_counter() - asked_s
             if step + ahead in steps:
-                pending.append(pool.submit(task, step + ahead))
+                with interrupts_held():
+                    pending.append(pool.submit(task, step + ahead))
             yield Loaded(step, batches, waited_s)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -86,8 +86,8 @@ class Trainer:
             return self.task.losses(self.task.forward(self.forward, inputs, targets), targets)
 
 
-def total_steps(source: StepSource, config: TrainConfig) -> int:
-    return config.max_steps or math.ceil(config.epochs * source.steps_per_epoch)
+def total_steps(steps_per_epoch: int, config: TrainConfig) -> int:
+    return config.max_steps or math.ceil(config.epochs * steps_per_epoch)
 
 
 def fit(
@@ -113,7 +113,7 @@ def fit(
         DivergenceError: the gradient is not finite; the last saved states are kept.
         KeyboardInterrupt: on Ctrl-C, after the state of the last whole step is saved.
     """
-    steps = total_steps(source, config)
+    steps = total_steps(source.steps_per_epoch, config)
     device = place(config, world)
     model.to(device).train()
     forward = spread(model, world, device, config.sharding)
@@ -129,25 +129,27 @@ def fit(
             for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
                 torch.manual_seed(_step_seed(config.seed, step, world.rank))
-                if config.sharding == "fsdp":  # whose forward passes are collective
-                    idle = world.largest(len(batches), device) - len(batches)
-                    batches = [*batches, *[source.idle_batch()] * idle]
+                if config.sharding == "fsdp" and (idle := world.largest(len(batches), device) - len(batches)):
+                    batches = [*batches, *[source.idle_batch()] * idle]  # forward passes are collective there
                 counts, stopping = _agree(trainer, batches, interrupted())
+                if stopping:
+                    run.save_state(done, model, optimizer, config.keep_states)
+                    raise KeyboardInterrupt
                 losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config)
                 meter.add(losses, norm, batches, waited_s)
                 done = step + 1
-                stopping |= world.size == 1 and interrupted()
+                stopping = world.size == 1 and interrupted()
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
                     log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
+                if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
+                    log.write(done, evaluate(model))
+                    meter.pause()
                 if done % config.checkpoint_every_steps == 0 or done == steps or stopping:
                     run.save_state(done, model, optimizer, config.keep_states)
                     meter.pause()
                 if stopping:
                     raise KeyboardInterrupt
-                if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
-                    log.write(done, evaluate(model))
-                    meter.pause()
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -179,10 +181,11 @@ def optimizer_step(
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.grad is not None]
     norm = whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
     if not math.isfinite(norm.item()):
+        losses_said = {name: world.sum(mean).item() for name, mean in means.items()}
         raise DivergenceError(
-            f"the gradient's norm is {norm.item()} with losses { ({k: v.item() for k, v in means.items()}) }; what is "
-            f"not finite is {first_bad_parameter(trainer.model)}. The last saved state is kept. "
-            f"Lower learning_rate (now {config.learning_rate:g}), or set precision=fp32, and start anew."
+            f"the gradient's norm is {norm.item()} with losses {losses_said}; what is not finite is "
+            f"{first_bad_parameter(trainer.model)}. The last saved states are kept. Lower learning_rate (now "
+            f"{config.learning_rate:g}), or set precision=fp32, and go on with --resume."
         )
     nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     optimizer.step()
@@ -230,7 +233,10 @@ def evaluate_losses(model: nn.Module, task: Task, batches: Iterable[TrainingBatc
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     """Arrays as tensors on the device."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if device.type == "cuda":  # only from pinned memory does a copy run beside the computation
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return tensors
 
 
 def to_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
 _SAMPLE = 2048
+_DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}  # all of a shape that is not in the weights
 _VERIFIED_BYTES = 1 << 30  # a second or two of reading; what is larger, 'bertfast corpus verify' checks
 
 
@@ -58,8 +60,8 @@ class PretrainSource:
         self.world = world
         self.share = world.share(config.global_batch_size)
         self.layout = layout
-        rows = max(1, config.micro_batch_tokens // config.max_length)
-        self.pieces = next(n for n in range(math.ceil(self.share / rows), self.share + 1) if self.share % n == 0)
+        pieces = math.ceil(self.share / max(1, config.micro_batch_tokens // config.max_length))
+        self.rows = math.ceil(self.share / pieces)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,10 +69,11 @@ class PretrainSource:
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
         first = step * self.global_batch_size + self.world.rank * self.share
-        places = range(first, first + self.share)
+        instances = [self.instances.at(place) for place in range(first, first + self.share)]
         if self.layout is not None:
-            return pack([self.instances.at(place) for place in places], self.layout, self._pad_id)
-        return [self.instances.batch(part) for part in np.split(np.array(places), self.pieces)]
+            return pack(instances, self.layout, self._pad_id)
+        starts = range(0, self.share, self.rows)
+        return [self.instances.collate(instances[start : start + self.rows], self.rows) for start in starts]
 
     def idle_batch(self) -> TrainingBatch:
         assert self.layout is not None  # without packing all ranks have as many micro-batches
@@ -106,30 +109,31 @@ def pretrain(
     shape = _model_config(corpus, config, model_settings or {}, start)
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
     instances = InstanceSource(corpus, training, config)
-    config = resolve(config, config.max_steps or math.ceil(config.epochs * len(instances) / config.global_batch_size))
+    steps = total_steps(max(1, len(instances) // config.global_batch_size), config)
+    config = resolve(config, steps)
     with joined(config.device) as world:
         layout = packed_layout(instances, config, shape, world)
-        source = PretrainSource(instances, config, world, layout, _flops_per_token(instances, shape))
+        source = PretrainSource(instances, config, world, layout, training_flops_per_token(instances, shape))
         identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
         run = RunDirectory(out, identity | {"start": start.sha256 if start else None}, world)
         if resume and not overwrite and (ended := run.result()) is not None:
             return ended
-        verify_corpus(corpus.path, at_most_bytes=_VERIFIED_BYTES)
-        run.begin(resume=resume, overwrite=overwrite)
-        torch.manual_seed(config.seed)
-        model = task.build(shape, 2)
-        if start is not None:
-            load_weights(model, start.path)
-        exam = set_exam(corpus, heldout, config)
-        steps = total_steps(source, config)
-        watch = Watch(config, steps, exam.unigram_entropy if exam else None)
-        result = fit(model, task, source, config, run, partial(_evaluate, exam=exam), world, watch)
-        weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         if world.leads:
-            _report(run, result, config, steps, corpus, shape, world)
-            parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
-            publish(run, weights, shape, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
-        world.wait()
+            verify_corpus(corpus.path, at_most_bytes=_VERIFIED_BYTES)
+        with run.begun(resume=resume, overwrite=overwrite):
+            torch.manual_seed(config.seed)
+            model = task.build(shape, 2)
+            if start is not None:
+                load_weights(model, start.path)
+            exam = set_exam(corpus, heldout, config)
+            watch = Watch(config, steps, exam.unigram_entropy if exam else None)
+            result = fit(model, task, source, config, run, partial(_evaluate, exam=exam), world, watch)
+            weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+            if world.leads:
+                _report(run, result, config, steps, corpus, shape, world)
+                parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
+                publish(run, weights, shape, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
+            world.wait()
     return result
 
 
@@ -143,10 +147,17 @@ def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: Mode
         return None
     computed_in = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
     one_row = takes_boundaries(config.device, computed_in, shape.attention_probs_dropout_prob)
+    if config.device == "cuda" and not one_row:
+        warnings.warn(
+            f"attention in {config.precision} with dropout {shape.attention_probs_dropout_prob} has no kernel for "
+            "packed sequences, and a mask is slower. Set precision=bf16 and model.attention_probs_dropout_prob=0.",
+            stacklevel=2,
+        )
     return choose_layout(
         _sample(instances),
         Limits(config.max_length, instances.max_predictions),
         batch_size=world.share(config.global_batch_size),
+        ranks=world.size,
         row_tokens=None if one_row else config.row_tokens or config.max_length,
         micro_batch_tokens=config.micro_batch_tokens,
     )
@@ -159,11 +170,13 @@ class Exam:
     Attributes:
         batches: what a model is evaluated on.
         unigram_entropy: nats, of predicting the masked tokens by the corpus' token frequencies alone.
+        mlm_majority: the accuracy of always giving the commonest token.
         nsp_majority: the accuracy of always giving the commoner answer.
     """
 
     batches: Sequence[TrainingBatch]
     unigram_entropy: float
+    mlm_majority: float
     nsp_majority: float
 
 
@@ -176,16 +189,12 @@ def set_exam(corpus: Corpus, documents: Int64, config: PretrainConfig) -> Exam |
     starts = range(0, count, _EVALUATION_BATCH)
     batches = [source.batch(range(first, min(count, first + _EVALUATION_BATCH))) for first in starts]
     labels = np.concatenate([batch.targets["next_sentence_labels"] for batch in batches])
-    share = float(labels.mean())
-    return Exam(batches, unigram_entropy(batches, corpus), max(share, 1 - share))
-
-
-def unigram_entropy(batches: Sequence[TrainingBatch], corpus: Corpus) -> float:
-    """Cross-entropy in nats of predicting the batches' masked tokens by the corpus' token frequencies alone."""
+    masked = np.concatenate([batch.targets["masked_labels"] for batch in batches])
+    masked = masked[masked != IGNORE_INDEX]
     counts = corpus.token_counts() + 1.0
-    log_probability = np.log(counts / counts.sum())
-    labels = np.concatenate([batch.targets["masked_labels"] for batch in batches])
-    return float(-log_probability[labels[labels != IGNORE_INDEX]].mean())
+    entropy = -np.log(counts / counts.sum())[masked].mean()
+    commonest = (masked == counts.argmax()).mean()
+    return Exam(batches, float(entropy), float(commonest), float(max(labels.mean(), 1 - labels.mean())))
 
 
 def _evaluate(model: nn.Module, *, exam: Exam | None) -> dict[str, float]:
@@ -196,6 +205,7 @@ def _evaluate(model: nn.Module, *, exam: Exam | None) -> dict[str, float]:
         **losses.means("heldout_"),
         **{f"heldout_{name}_count": float(count) for name, count in losses.counts.items()},
         "unigram_entropy": exam.unigram_entropy,
+        "mlm_majority": exam.mlm_majority,
         "nsp_majority": exam.nsp_majority,
     }
 
@@ -205,7 +215,8 @@ def _sample(instances: InstanceSource) -> Sizes:
     return sizes_of([instances.at(place) for place in range(min(len(instances), _SAMPLE))])
 
 
-def _flops_per_token(instances: InstanceSource, shape: ModelConfig) -> float:
+def training_flops_per_token(instances: InstanceSource, shape: ModelConfig) -> float:
+    """What training on a real token of these instances takes (see `diagnosis.flops_per_token`)."""
     sample = _sample(instances)
     length = float((sample.tokens**2).sum() / sample.tokens.sum())
     return flops_per_token(shape, length, float(sample.masked.sum() / sample.tokens.sum()))
@@ -228,22 +239,27 @@ def _report(
         "corpus": f"{corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents",
         "hardware": f"{world.size} x {device}" if world.size > 1 else device,
     }
+    repeated = artifact.open_manifest(corpus.path, verify_hashes=False).settings.get("duplicate_sentence_share")
+    facts |= {} if repeated is None else {"sentences that repeat an earlier one": f"{repeated:.1%}"}
     title = f"Pretraining of {run.out.name}"
-    write_report(run.logs, result, title=title, config=config, total_steps=steps, facts=facts)
+    try:
+        write_report(run.logs, result, title=title, config=config, total_steps=steps, facts=facts)
+    except Exception as error:  # whatever a drawing library may raise, the weights are to be published
+        warnings.warn(f"the report of the run could not be written: {error!r}", stacklevel=2)
 
 
 def _model_config(
     corpus: Corpus, config: PretrainConfig, settings: dict[str, Any], start: Checkpoint | None
 ) -> ModelConfig:
     if start is not None:
-        if settings:
-            raise ConfigError(f"the shape is that of --model {start.path}: leave out [model] ({', '.join(settings)}).")
+        if fixed := sorted(set(settings) - _DROPOUTS):
+            raise ConfigError(f"the shape is that of --model {start.path}: leave out [model] ({', '.join(fixed)}).")
         if start.tokenizer.backend.get_vocab() != corpus.tokenizer.backend.get_vocab():
             raise ConfigError(
                 f"{corpus.path} was built with another vocabulary than {start.path} has. "
                 f"Build it with --tokenizer {start.path}."
             )
-        shape = start.config
+        shape = ModelConfig.parse(start.config.model_dump() | settings, "[model]")
     else:
         own = {"vocab_size": corpus.tokenizer.vocab_size, "pad_token_id": corpus.tokenizer.pad_id}
         shape = ModelConfig.parse(own | settings, "[model]")

@@ -114,21 +114,24 @@ class RunLog:
 
         directory.mkdir(exist_ok=True)
         file = directory / "metrics.jsonl"
+        earlier_s = 0.0
         if file.exists():
             kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start_step]
             draft = file.with_suffix(".partial")
             draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             draft.replace(file)
+            rows = [json.loads(line) for line in kept]
+            earlier_s = rows[-1]["elapsed_s"] if rows else 0.0
             if watch is not None:
-                for line in kept:  # what they tell was said before the stop
-                    watch.see(json.loads(line))
+                for row in rows:  # what they tell was said before the stop
+                    watch.see(row)
         self._stream = file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1 if start_step else None)
+        self._board = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1)
         self._progress = progress_columns()
         self._bar = self._progress.add_task(name, total=total_steps, completed=start_step, note="")
         self._total = total_steps
         self._lines_every = max(1, total_steps // _LINES_WITHOUT_TERMINAL)
-        self._started_s = time.perf_counter()
+        self._started_s = time.perf_counter() - earlier_s
 
     def advance(self, step: int) -> None:
         """Move the bar to `step` steps done."""

@@ -58,7 +58,6 @@ _FACTS = (
     ("MFU, median", "mfu", "{:.1%}"),
     ("packing efficiency, median", "packing_efficiency", "{:.1%}"),
     ("waiting for data, median", "loader_wait_share", "{:.1%}"),
-    ("duplicate sentences in the corpus", "duplicate_sentence_share", "{:.1%}"),
 )
 
 
@@ -185,18 +184,11 @@ def _interval(accuracy: float, count: float | None) -> str:
 def _training(rows: Sequence[Row], result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     if rows:
         yield "steps", f"{int(rows[-1]['step']):,}"
-        yield "time", f"{elapsed_s(rows):,.0f} s"
+        yield "time", f"{rows[-1]['elapsed_s']:,.0f} s"
     for name, key, form in _FACTS:
         values = [row[key] for row in rows if key in row]
         if values or key in result:
             yield name, form.format(median(values) if values else result[key])
-
-
-def elapsed_s(rows: Sequence[Row]) -> float:
-    """Seconds that a run took, without what lay between a stop and its resumption: each start counts from 0 again."""
-    times = [float(row["elapsed_s"]) for row in rows]
-    ends = (time for time, following in zip(times, [*times[1:], 0.0], strict=True) if following < time)
-    return sum(ends)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

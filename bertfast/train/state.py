@@ -2,8 +2,7 @@
 
 OUT.run/state-00000500/   weights, optimiser moments and the step: an artefact, so it is whole or not there. Data
                           order, learning rate and random numbers are functions of the step, so there is no more
-OUT.run/metrics.jsonl     a line for each logged step and each evaluation
-OUT.run/tensorboard/
+OUT.run/logs/             metrics.jsonl, a line for each logged step and each evaluation, and tensorboard/
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bertfast import artifact
-from bertfast.artifact import Manifest
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.weights import read_tensors, save_tensors
 from bertfast.train.distributed import ALONE, World, placed_like, whole
@@ -32,11 +32,14 @@ _FREE_TO_CHANGE = {
     "workers",
     "sharding",
     "micro_batch_tokens",
+    "row_tokens",
     "checkpoint_every_steps",
     "keep_states",
     "evaluate_every_steps",
     "log_every_steps",
 }
+# What may change too, since it is the remedy for a run that diverges, but not without a word.
+_SAID_WHEN_CHANGED = {"learning_rate", "max_grad_norm", "precision"}
 
 
 @dataclass(frozen=True)
@@ -69,40 +72,63 @@ class RunDirectory:
         self._refuse_other_run(self.out, {key: value for key, value in settings.items() if key != "result"})
         return dict(settings["result"])
 
-    def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory, or find it as an earlier run left it.
+    @contextmanager
+    def begun(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Make the directory, or find it as an earlier run left it; it is this run's alone while the block lasts.
 
         Raises:
-            ArtifactError: a run lies there unfinished and neither `resume` nor `overwrite` was asked for.
+            ArtifactError: a run lies there unfinished and neither `resume` nor `overwrite` was asked for, or another
+                process is at it.
             ConfigError: it was started with other settings or data.
         """
-        if self.world.leads:
-            artifact.refuse_existing(self.out, "checkpoint", overwrite)
-            if overwrite and not resume:
-                artifact.remove_own_directory(self.path)
-            if self.path.exists() and not resume:
-                raise ArtifactError(
-                    f"an unfinished run lies in {self.path}. Continue it with --resume, or start anew with --overwrite."
-                )
-            artifact.make_own_directory(self.path)
-        self.world.wait()
-        if (latest := self.latest_state()) is not None:
-            self._refuse_other_run(self.path, latest[1].settings["identity"])
+        with ExitStack() as held:
+            if self.world.leads:
+                artifact.refuse_existing(self.out, "checkpoint", overwrite)
+                self._find(held, resume=resume, overwrite=overwrite)
+            self.world.wait()
+            yield
 
-    def latest_state(self) -> tuple[Path, Manifest] | None:
-        """The newest whole state, or None where none was saved yet; a warning for each that is not whole.
+    def _find(self, held: ExitStack, *, resume: bool, overwrite: bool) -> None:
+        if self.path.exists() and not (resume or overwrite):
+            raise ArtifactError(
+                f"an unfinished run lies in {self.path}. Continue it with --resume, or start anew with --overwrite."
+            )
+        artifact.make_own_directory(self.path)
+        held.enter_context(artifact.hold(self.path, "training"))
+        if not resume:
+            for path in (*self.path.glob("state-*"), self.logs):
+                shutil.rmtree(path, ignore_errors=True)
+        elif (latest := self._newest_whole_state()) is not None:
+            earlier = artifact.open_manifest(latest, verify_hashes=False).settings["identity"]
+            self._refuse_other_run(self.path, earlier)
+
+    def states(self) -> list[Path]:
+        """The saved states, the oldest first."""
+        return sorted(path for path in self.path.glob("state-*") if path.suffix == "")
+
+    def _newest_whole_state(self) -> Path | None:
+        """The newest state that is what its hashes say, or None where none was saved yet.
+
+        One that is not whole is put aside, with a warning, so that it neither counts nor is in the way.
 
         Raises:
             ArtifactError: there are states, and none of them is whole.
         """
-        states = sorted((path for path in self.path.glob("state-*") if path.suffix == ""), reverse=True)
-        for path in states:
+        states = self.states()
+        for path in reversed(states):
             try:
-                return path, artifact.open_manifest(path, "training-state")
+                artifact.open_manifest(path, "training-state")
             except ArtifactError as error:
-                if path == states[-1]:
-                    raise
+                if path == states[0]:
+                    raise ArtifactError(
+                        f"{error} No older state is whole either: start the run anew with --overwrite."
+                    ) from None
+                aside = path.with_name(path.name + ".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
                 warnings.warn(f"{error} The run goes on from an older state.", stacklevel=2)
+            else:
+                return path
         return None
 
     def save_state(self, step: int, model: nn.Module, optimizer: Optimizer, keep: int) -> None:
@@ -111,31 +137,47 @@ class RunDirectory:
         moments = {name: whole(tensor) for name, tensor in _moments(model, optimizer).items()}
         if not self.world.leads:
             return
-        target = self.path / f"state-{step:08d}"
-        with artifact.create(target, "training-state", overwrite=True) as draft:
+        with artifact.create(self._state(step), "training-state", overwrite=True) as draft:
             save_tensors(weights, draft.path / "model.safetensors")
             save_tensors(moments, draft.path / "optimizer.safetensors")
             draft.settings = {"step": step, "identity": self.identity}
-        states = sorted(path for path in self.path.glob("state-*") if path.suffix == "" and path <= target)
-        for path in states[:-keep]:
+        for path in self.states()[:-keep]:
             shutil.rmtree(path)
 
     def load_state(self, model: nn.Module, optimizer: Optimizer) -> int:
-        """Restore the newest whole state; returns the number of steps done, 0 where there is none."""
-        if (latest := self.latest_state()) is None:
+        """Restore the newest state; returns the number of steps done, 0 where there is none.
+
+        The first process says which one it is, so that all go on from the same.
+
+        Raises:
+            ConfigError: this process does not see it.
+        """
+        states = self.states() if self.world.leads else []
+        if not (step := self.world.first(int(states[-1].name.removeprefix("state-")) if states else 0)):
             return 0
-        path, manifest = latest
+        path = self._state(step)
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path} is not there for process {self.world.rank}. Put --out where all processes see it."
+            )
         weights = read_tensors(path / "model.safetensors")
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(placed_like(weights[name], tensor))
         _restore_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
-        return int(manifest.settings["step"])
+        return step
+
+    def _state(self, step: int) -> Path:
+        return self.path / f"state-{step:08d}"
 
     def _refuse_other_run(self, place: Path, earlier: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self.identity))
         for key in sorted(set(mine) | set(earlier)):
-            if key not in _FREE_TO_CHANGE and mine.get(key) != earlier.get(key):
+            if key in _FREE_TO_CHANGE or mine.get(key) == earlier.get(key):
+                continue
+            if key in _SAID_WHEN_CHANGED:
+                warnings.warn(f"the run goes on with {key} = {mine[key]} instead of {earlier.get(key)}.", stacklevel=2)
+            else:
                 raise ConfigError(
                     f"{place} was started with {key} = {earlier.get(key)!r}, and now it is {mine.get(key)!r}. "
                     "Resume with the same settings and data, or start anew with --overwrite."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from bertfast.config import PretrainConfig
+from bertfast.config import ModelConfig, PretrainConfig
 from bertfast.errors import ConfigError
 from bertfast.model.weights import open_checkpoint, read_tensors
 from bertfast.text.corpus import Corpus
+from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.distributed import World
-from bertfast.train.pretrain import pretrain
+from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain
 from tests.conftest import TINY_PRETRAIN
 
-STEPS = 8
+STEPS = 40
 SHAPE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -30,7 +32,7 @@ SHAPE = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-CONFIG = TINY_PRETRAIN.model_copy(update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 150})
+CONFIG = TINY_PRETRAIN.model_copy(update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 96})
 
 
 def command(corpus: Corpus, out: Path, processes: int, config: PretrainConfig) -> list[str]:
@@ -50,14 +52,28 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have; torchrun puts each in its own session."""
+    listings = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for listing in listings for child in listing.read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
 def kill_at_first_state(arguments: list[str], out: Path) -> None:
     """kill -9 of every process as soon as a state lies there."""
-    process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL, env=environment())
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, env=environment())
     while not list(out.with_name(out.name + ".run").glob("state-*[0-9]")) and process.poll() is None:
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    started = descendants(process.pid)
+    process.kill()
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
     assert not out.exists()
+    states = sorted(path.name for path in out.with_name(out.name + ".run").glob("state-*[0-9]"))
+    assert states
+    assert int(states[-1].removeprefix("state-")) < STEPS
 
 
 def trajectory(out: Path) -> list[tuple[float, float]]:
@@ -85,9 +101,8 @@ def assert_same_run(out: Path, alone: Path) -> None:
 def test_two_processes_learn_as_one_and_one_prints(corpus: Corpus, alone: Path, tmp_path: Path) -> None:
     """DDP, killed, and carried on by FSDP: neither the loss nor the order of the data moves."""
     out = tmp_path / "model"
-    slow = CONFIG.model_copy(update={"checkpoint_every_steps": 2})
-    kill_at_first_state(command(corpus, out, 2, slow), out)
-    carried_on = run([*command(corpus, out, 2, slow.model_copy(update={"sharding": "fsdp"})), "--resume"])
+    kill_at_first_state(command(corpus, out, 2, CONFIG), out)
+    carried_on = run([*command(corpus, out, 2, CONFIG.model_copy(update={"sharding": "fsdp"})), "--resume"])
     assert json.loads(carried_on.stdout)["checkpoint"] == str(out)
     assert_same_run(out, alone)
 
@@ -98,6 +113,20 @@ def test_a_run_cut_over_two_processes_goes_on_in_one(corpus: Corpus, alone: Path
     kill_at_first_state(command(corpus, out, 2, cut), out)
     pretrain(corpus, out, cut, model_settings=SHAPE, resume=True)
     assert_same_run(out, alone)
+
+
+def test_ranks_may_have_unequal_numbers_of_micro_batches(corpus: Corpus) -> None:
+    """What the runs above are to get through."""
+    training, _ = split_documents(corpus, CONFIG.heldout_fraction, CONFIG.seed)
+    instances = InstanceSource(corpus, training, CONFIG)
+    config = CONFIG.model_copy(update={"device": "cpu"})
+    shape = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
+    sources = [
+        PretrainSource(instances, config, world, packed_layout(instances, config, shape, world))
+        for world in (World(0, 2), World(1, 2))
+    ]
+    counts = [[len(source.micro_batches(step)) for source in sources] for step in range(STEPS)]
+    assert any(one != other for one, other in counts)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

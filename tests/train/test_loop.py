@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
 from bertfast.model.weights import open_checkpoint, read_tensors
@@ -56,7 +58,9 @@ def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"max_steps": 120, "learning_rate": 3e-3, "log_every_steps": 10})
     result = pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
     assert result["heldout_mlm"] < result["unigram_entropy"] - 0.3
-    assert set(result) >= {"heldout_nsp", "heldout_nsp_accuracy", "nsp_majority"}
+    assert set(result) >= {"heldout_nsp", "heldout_nsp_accuracy", "nsp_majority", "mlm_majority"}
+    report = (tmp_path / "model" / "logs" / "report.md").read_text()
+    assert all(words in report for words in ("sentences that repeat an earlier one", "packing efficiency", "95%"))
     lines = [json.loads(line) for line in (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["train_mlm"] > lines[-2]["train_mlm"]
     assert lines[0]["real_tokens_per_s"] > 0
@@ -68,6 +72,24 @@ def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
 def test_the_same_run_gives_the_same_weights(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_worker_processes_change_nothing(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
+    config = TINY_PRETRAIN.model_copy(update={"workers": 1})
+    pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_an_evaluation_between_comes_before_the_state_of_its_step(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a kill in the middle of it does not lose it."""
+    interrupt_after(5, corpus, tmp_path / "model", monkeypatch, evaluate_every_steps=4)
+    shutil.rmtree(tmp_path / "model.run" / "state-00000004")
+    config = TINY_PRETRAIN.model_copy(update={"evaluate_every_steps": 4})
+    pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE, resume=True)
+    lines = (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
+    assert [row["step"] for row in map(json.loads, lines) if "heldout_mlm" in row] == [4, 6]
 
 
 @pytest.mark.parametrize("stop", [3, 4])
@@ -144,9 +166,18 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
-def interrupt_after(steps: int, corpus: Corpus, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Run until a power cut after so many steps."""
-    real, done = loop.optimizer_step, 0
+def interrupt_after(
+    steps: int,
+    corpus: Corpus,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    resume: bool = False,
+    done: int = 0,
+    **changes: object,
+) -> None:
+    """Run until a power cut after so many steps, `done` of which were done before."""
+    real = loop.optimizer_step
 
     def stopping(*arguments: object) -> object:
         nonlocal done
@@ -157,33 +188,74 @@ def interrupt_after(steps: int, corpus: Corpus, out: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(loop, "optimizer_step", stopping)
-        pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=SHAPE)
+        pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=SHAPE, resume=resume)
 
 
 def test_resuming_with_other_settings_is_refused(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
-    other = TINY_PRETRAIN.model_copy(update={"learning_rate": 5e-4})
-    with pytest.raises(ConfigError, match=r"started with learning_rate = 0.001, and now it is 0.0005"):
+    other = TINY_PRETRAIN.model_copy(update={"weight_decay": 0.5})
+    with pytest.raises(ConfigError, match=r"started with weight_decay = 0.01, and now it is 0.5"):
         pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
 
 
-def damage(state: Path) -> None:
+def test_a_run_that_diverges_goes_on_with_a_lower_rate(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+    lower = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e-4})
+    with pytest.warns(UserWarning, match="goes on with learning_rate = 0.0001 instead of 0.001"):
+        pretrain(corpus, tmp_path / "model", lower, model_settings=SHAPE, resume=True)
+    rows = (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
+    rates = [row["learning_rate"] for row in map(json.loads, rows) if "learning_rate" in row]
+    assert rates[1] > 5e-4 > 1e-4 >= rates[2]
+
+
+def test_two_runs_do_not_share_a_directory(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+    with (
+        artifact.hold(tmp_path / "model.run", "training"),
+        pytest.raises(ArtifactError, match="another process is training in .*model.run"),
+    ):
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+
+
+def alter(state: Path) -> None:
     file = state / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
 
 
+def tear(state: Path) -> None:
+    file = state / artifact.MANIFEST
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def lose(state: Path) -> None:
+    (state / artifact.MANIFEST).unlink()
+
+
+@pytest.mark.parametrize("damage", [alter, tear, lose])
 def test_a_damaged_state_falls_back_to_the_one_before(
-    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
 ) -> None:
-    """One byte of the newest state is other than its hash says."""
+    """One byte of the newest state is other than its hash says, or its manifest is torn, or gone."""
     interrupt_after(5, corpus, tmp_path / "model", monkeypatch)
     older, newest = sorted((tmp_path / "model.run").glob("state-*"))
     assert (older.name, newest.name) == ("state-00000002", "state-00000004")
     damage(newest)
-    with pytest.warns(UserWarning, match=r"SHA-256 differs.*older state"):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    with pytest.warns(UserWarning, match="goes on from an older state"):
+        interrupt_after(5, corpus, tmp_path / "model", monkeypatch, resume=True, done=2)
+    assert [path.name for path in sorted((tmp_path / "model.run").glob("state-*"))] == [
+        "state-00000002",
+        "state-00000004",
+        "state-00000004.damaged",
+    ]
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
@@ -192,8 +264,8 @@ def test_without_a_whole_state_a_run_is_refused(
 ) -> None:
     interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     (state,) = (tmp_path / "model.run").glob("state-*")
-    damage(state)
-    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+    alter(state)
+    with pytest.raises(ArtifactError, match="SHA-256 differs.*No older state.*--overwrite"):
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
 
 
@@ -289,7 +361,7 @@ def more_padding(batch: TrainingBatch, extra: int = 9) -> TrainingBatch:
 
 def test_divergence_is_said(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
-    with pytest.raises(DivergenceError, match="Lower learning_rate"):
+    with pytest.raises(DivergenceError, match="what is not finite is the gradient of .*go on with --resume"):
         pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
 
 

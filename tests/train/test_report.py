@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bertfast.config import TrainConfig
-from bertfast.train.report import alarms, elapsed_s, read_rows, thinned, write_report
+from bertfast.train.report import alarms, read_rows, thinned, write_report
 
 CONFIG = TrainConfig(learning_rate=1e-3)
 RESULT = {
@@ -81,15 +81,12 @@ def test_new_keys_are_told_and_drawn_once_they_come(logs: Path) -> None:
     write_rows(
         logs, [{**row, **more} if "grad_norm" in row else dict(row) for row in read_rows(logs / "metrics.jsonl")]
     )
-    table = cells(
-        write_report(logs, {**RESULT, "duplicate_sentence_share": 0.031}, title="base", config=CONFIG, total_steps=900)
-    )
+    table = cells(write_report(logs, {**RESULT}, title="base", config=CONFIG, total_steps=900))
     assert tuple(table[f"{name}, median"] for name in ("waiting for data", "packing efficiency", "MFU")) == (
         ["1.2%"],
         ["98.7%"],
         ["41.2%"],
     )
-    assert table["duplicate sentences in the corpus"] == ["3.1%"]
     assert len((logs / "curves.png").read_bytes()) > len(before)  # two pictures more
 
 
@@ -141,14 +138,6 @@ def test_drawing_leaves_matplotlib_as_it_was(logs: Path) -> None:
         "import matplotlib.pyplot as plt; assert dict(matplotlib.rcParams) == before and plt.get_fignums() == []"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_torn_last_line_is_passed_over_and_resumed_time_adds_up(tmp_path: Path) -> None:
-    rows = [{"step": n, "elapsed_s": t} for n, t in ((1, 10.0), (2, 20.0), (3, 4.0), (4, 9.0), (5, 3.0))]
-    file = write_rows(tmp_path / "logs", rows) / "metrics.jsonl"
-    file.write_text(file.read_text() + '{"step": 6, "elap')
-    assert read_rows(file) == rows
-    assert elapsed_s(rows) == 20 + 9 + 3
 
 
 def test_long_runs_are_thinned_to_means_of_neighbours() -> None:
