@@ -93,6 +93,7 @@ def main() -> None:
         left -= len(moments)
         runs.append({"kills": moments, "same": weights(out) == expected})
         print(f"{len(moments)} kills, the same weights: {runs[-1]['same']}", flush=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     report = {
         "command": " ".join(sys.argv),
         "commit": subprocess.run(

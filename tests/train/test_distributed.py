@@ -32,7 +32,9 @@ SHAPE = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-CONFIG = TINY_PRETRAIN.model_copy(update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 96})
+CONFIG = TINY_PRETRAIN.model_copy(
+    update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 64, "short_seq_prob": 0.6}
+)
 
 
 def command(corpus: Corpus, out: Path, processes: int, config: PretrainConfig) -> list[str]:
