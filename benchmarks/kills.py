@@ -96,9 +96,7 @@ def main() -> None:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     report = {
         "command": " ".join(sys.argv),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit.stdout.strip(),
         "settings": list(SETTINGS),
         "undisturbed_twice_the_same": weights(options.out / "again") == expected,
         "kills": options.kills,
