@@ -109,7 +109,7 @@ def choose_layout(
             share = math.ceil((needed.mean() + safety * needed.std()) / micro_batches)
             grains = min(most, max(least, share))
             rows, length = (1, grains * grain) if row_tokens is None else (min(grains, batch_size), grain)
-            layout = _with_slots(rows, length, steps, limits)
+            layout = _with_slots(rows, length, steps, limits, batch_size)
             counts = np.array([len(assign(step, layout)) for step in steps])
             count = float(rng.choice(counts, (_DRAWS, ranks)).max(axis=1).mean())
             costs[layout] = count * (layout.tokens + _MICRO_BATCH_COST * most * grain)
@@ -231,14 +231,11 @@ def _grains(step: Sizes, row_tokens: int | None) -> int:
     return len(_rows(step.tokens, row_tokens, longest_first=True))
 
 
-def _with_slots(rows: int, row_tokens: int, steps: list[Sizes], longest: Limits) -> Layout:
+def _with_slots(rows: int, row_tokens: int, steps: list[Sizes], longest: Limits, batch_size: int) -> Layout:
     """A layout with slots for a little more than the steps' micro-batches held at most."""
     unlimited = Layout(rows, row_tokens, 1 << 62, 1 << 62, longest.tokens)
     held = [(step, [i for row in batch for i in row]) for step in steps for batch in assign(step, unlimited)]
     sequences = max(len(members) for _, members in held)
     masked = max(longest.masked, *(int(step.masked[members].sum()) for step, members in held))
-    return Layout(rows, row_tokens, _with_margin(sequences, 4), _with_margin(masked, 8), longest.tokens)
-
-
-def _with_margin(most_seen: int, multiple: int) -> int:
-    return -(-int(most_seen * 1.05 + 1) // multiple) * multiple
+    slots = min(batch_size, math.ceil(1.05 * sequences))
+    return Layout(rows, row_tokens, slots, math.ceil(1.02 * masked / 8) * 8, longest.tokens)
