@@ -197,7 +197,7 @@ def train_pretrain(
     overwrite: Overwrite = False,
 ) -> None:
     """Pretrain with masked language modelling and next-sentence prediction."""
-    from bertfast.config import PretrainConfig, read_settings
+    from bertfast.config import PretrainConfig, presets, read_settings
     from bertfast.model.weights import open_checkpoint
     from bertfast.text.corpus import open_corpus
     from bertfast.train.pretrain import pretrain
@@ -206,6 +206,8 @@ def train_pretrain(
     shape = values.pop("model", {})
     if not isinstance(shape, dict):
         raise ConfigError(f"model = {shape!r} is a value, and [model] is a table: --set model.hidden_size=256.")
+    if str(config) in presets("pretrain") and not shape and model is None:
+        raise ConfigError(f"--config {config} is a second phase: give the checkpoint of the first one as --model.")
     result = pretrain(
         open_corpus(corpus),
         out,

@@ -196,6 +196,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (("predict", exported, "--backend", "torch"), "torch runs artefacts of kind 'checkpoint'"),
         (("predict", tmp_path), "no manifest.json"),
         (("train", "pretrain", "--corpus", exported, "--out", "out", "--set", "model=base"), "[model] is a table"),
+        (("train", "pretrain", "--corpus", exported, "--out", "out", "--config", "base-512"), "first one as --model"),
         ((*classify, "--train", train, "--config", "/"), "cannot be read"),
     ]
     for arguments, message in cases:
