@@ -38,7 +38,7 @@ def cut(inputs: list[Path], text_format: TextFormat) -> list[Chunk]:
 
 
 def read(inputs: list[Path], text_format: TextFormat) -> list[str]:
-    return [text for chunk in cut(inputs, text_format) for text in chunk.texts(text_format)]
+    return [text for chunk in cut(inputs, text_format) for _, text in chunk.texts(text_format)]
 
 
 @pytest.mark.usefixtures("small")
@@ -49,7 +49,7 @@ def test_plain_text_in_chunks_is_what_it_is_as_a_stream(
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "a.txt"
     file.write_bytes(text.encode())
-    assert read([file], TextFormat(boundary)) == list(read_documents([file], boundary=boundary))
+    assert read([file], TextFormat(boundary)) == list(read_documents([file], TextFormat(boundary)))
 
 
 @pytest.mark.usefixtures("small")
@@ -68,7 +68,7 @@ def test_every_format_in_chunks_is_what_it_is_as_a_stream(tmp_path: Path) -> Non
         assert read([file], text_format) == list(read_documents([file]))
     # Whoever works on the chunk reads it, wherever that can be.
     carried = {
-        name: any(isinstance(piece, str) for piece in pieces_of([file], text_format)) for name, file in files.items()
+        name: any(isinstance(piece, str) for _, piece in pieces_of([file], text_format)) for name, file in files.items()
     }
     assert carried == {"a.jsonl": False, "b.jsonl.gz": True, "c.parquet": False, "d.parquet": True, "e.txt": True}
     assert read([tmp_path], text_format) == list(read_documents([tmp_path]))
@@ -101,17 +101,6 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(good * (30 if name.endswith("jsonl") else 15) + line + b"\n" + good)
     with pytest.raises(DataError, match=message):
         read([tmp_path / name], TextFormat())
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.txt", b"\n \n\t\r\n"), ("a.jsonl", b"\n\n"), ("a.txt", b"")])
-def test_a_file_without_text_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"holds no text|is empty"):
-        read([tmp_path / name], TextFormat())
-    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="holds no text"):
-        read([tmp_path / "a.parquet"], TextFormat())
 
 
 def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def test_a_stream_is_read_without_being_held(
             nonlocal held
             held -= 1
 
-    most = 0
+    most, number = 0, itertools.count()
 
     def stream() -> object:
         nonlocal most
         for _ in range(3000):
             most = max(most, held)
-            yield Text("The river crosses.\nThe bridge waits.")
+            yield Text(f"The river crosses {next(number)}.\nThe bridge waits {next(number)}.")
 
     build_corpus(stream(), tmp_path / "c", tokenizer)  # type: ignore[arg-type]
     assert open_corpus(tmp_path / "c").num_documents == 3000

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from bertfast.errors import DataError
-from bertfast.text.documents import MAX_DOCUMENT_CHARS, read_documents
+from bertfast.text.documents import MAX_DOCUMENT_CHARS, TextFormat, read_documents
 
 TEXT = "First line.\nSecond line.\n\n\nAnother document.\n"
 
@@ -22,7 +22,7 @@ def write(path: Path, content: str | bytes) -> Path:
 def test_blank_lines_end_documents(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", TEXT)
     assert list(read_documents([file])) == ["First line.\nSecond line.", "Another document."]
-    assert len(list(read_documents([file], boundary="file"))) == 1
+    assert len(list(read_documents([file], TextFormat("file")))) == 1
 
 
 def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path: Path) -> None:
