@@ -192,6 +192,8 @@ def build_corpus_of_files(
         parts = workforce(rest, Job(tokenizer.backend.to_str(), text_format, newlines))
         with ShardWriter(place, token_dtype(tokenizer).itemsize, shard_tokens, progress) as writer:
             _append_all(writer, parts, on_progress, files)
+        if writer.progress.documents < 2:
+            shards.remove_progress(place)  # other settings are needed, so there is nothing to go on from
         with artifact.create(out, "corpus", overwrite=overwrite) as draft:
             _finish(draft, writer.progress, place, tokenizer)
     _warn_of(draft.settings)

@@ -169,7 +169,7 @@ def _lock(file: IO[str], place: Path) -> None:
 
 def _is_worth_keeping(place: Path) -> bool:
     progress = shards.read_progress(place)
-    return (place / _VOCABULARY).exists() or (progress is not None and progress.documents > 1)
+    return progress is not None and ((place / _VOCABULARY).exists() or progress.documents > 0)
 
 
 def _empty(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +154,21 @@ def test_a_file_without_text_is_refused_wherever_it_stands(
         build_corpus_of_files([folder], tmp_path / "c", tokenizer, workforce=in_this_process)
 
 
+def build_often(build: partial[None]) -> None:
+    """Build, cut off after each chunk: most of them end within a document, whose end was written after the note."""
+
+    def interrupt(_: int, size: int) -> None:
+        if size:
+            raise KeyboardInterrupt
+
+    note = build.args[1].with_name("often.build") / shards.DOCUMENTS
+    for _ in range(60):
+        with suppress(KeyboardInterrupt):
+            return build(workforce=in_this_process, shard_tokens=100, on_progress=interrupt)
+        note.write_bytes(note.read_bytes()[:-8] + b"\7" * 8)
+    raise TimeoutError
+
+
 def test_one_long_document_stays_one(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bertfast.text.documents.MAX_DOCUMENT_CHARS", 300)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
@@ -170,6 +186,23 @@ def test_one_long_document_stays_one(tokenizer: Tokenizer, tmp_path: Path, monke
                 [tmp_path / name], tmp_path / f"{name}.c", tokenizer, workforce=in_this_process, shard_tokens=100
             )
         assert open_corpus(tmp_path / f"{name}.c").sha256 == whole.sha256
+    monkeypatch.setattr("bertfast.text.corpus._NOTE_EVERY_S", 0.0)
+    with pytest.warns(UserWarning, match="repeat"):
+        build_often(partial(build_corpus_of_files, [tmp_path / "a.txt"], tmp_path / "often", tokenizer))
+    assert open_corpus(tmp_path / "often").sha256 == whole.sha256
     (tmp_path / "long.txt").write_text(long)
     with pytest.raises(DataError, match=r"1 document\(s\)"):
         build_corpus_of_files([tmp_path / "long.txt"], tmp_path / "l", tokenizer, workforce=in_this_process)
+    assert not (tmp_path / "l.build").exists()
+
+
+def test_a_first_document_that_took_hours_is_kept(folder: Path, build: partial[None], tmp_path: Path) -> None:
+    (folder / "0.txt").write_text("The river crosses the bridge.\n" * 500)
+    good = (folder / "1.txt").read_bytes()
+    (folder / "1.txt").write_bytes(b"\0")
+    with pytest.raises(DataError, match=r"1\.txt:1 holds a NUL byte.* is kept in .*c\.build"):
+        build(text_format=TextFormat("file"))
+    (folder / "1.txt").write_bytes(good)
+    with pytest.warns(UserWarning, match="repeat"):
+        build(text_format=TextFormat("file"))
+    assert open_corpus(tmp_path / "c").num_documents == 4
