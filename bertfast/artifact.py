@@ -124,17 +124,26 @@ def make_own_directory(path: Path) -> None:
     Raises:
         ArtifactError: something else is there.
     """
-    if path.exists() and not (path / _MARKER).is_file():
+    if path.exists() and not (path / _MARKER).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise ArtifactError(f"{path} is in the way, and bertfast did not make it. Move it, or choose another --out.")
     path.mkdir(parents=True, exist_ok=True)
     (path / _MARKER).touch()
 
 
 def remove_own_directory(path: Path) -> None:
-    """Remove a working place of an earlier run, if there is one; ArtifactError where it is not marked as ours."""
+    """Remove a working place of an earlier run, if there is one; ArtifactError where it is not marked as ours.
+
+    The mark goes last: a kill in between leaves no directory that is nobody's.
+    """
     if path.exists():
         make_own_directory(path)
-        shutil.rmtree(path)
+        for item in path.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item.name != _MARKER:
+                item.unlink()
+        (path / _MARKER).unlink()
+        path.rmdir()
 
 
 def hold(path: Path, what: str) -> IO[bytes]:

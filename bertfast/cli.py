@@ -112,7 +112,7 @@ def corpus_build(
 ) -> None:
     """Segment and tokenise raw text into a corpus for pretraining; a build that was cut off goes on where it was."""
     from bertfast.text import tokenizer as tokenization
-    from bertfast.text.build import engine_of
+    from bertfast.text.build import workforce_of
     from bertfast.text.corpus import build_corpus_of_files
     from bertfast.text.documents import Boundary, TextFormat
     from bertfast.text.sentences import Newlines
@@ -122,7 +122,9 @@ def corpus_build(
         raise ConfigError("give either --tokenizer PATH to use a vocabulary or --vocab-size N to train one.")
     boundary = cast(Boundary, _choice("--documents", documents, ("blank-line", "file")))
     ends = cast(Newlines, _choice("--newlines", newlines, ("auto", "sentence", "wrapped")))
-    workforce = engine_of(_choice("--engine", engine, ("local", "ray")), workers)
+    if cased and tokenizer:
+        raise ConfigError("--cased is of a vocabulary that is trained; --tokenizer keeps case or not as it was made.")
+    workforce = workforce_of(_choice("--engine", engine, ("local", "ray")), workers)
     with counting_text() as count:
         build_corpus_of_files(
             inputs,
@@ -130,7 +132,7 @@ def corpus_build(
             tokenization.load(tokenizer) if tokenizer else NewVocabulary(vocab_size or 0, lowercase=not cased),
             text_format=TextFormat(boundary, text_column),
             newlines=ends,
-            engine=workforce,
+            workforce=workforce,
             overwrite=overwrite,
             on_progress=count,
         )

@@ -104,7 +104,9 @@ def run(out: Path) -> Report:
     with _stage(f"training a vocabulary of {VOCAB_SIZE:,} and building the corpus"):
         documents = out / "data" / "documents.jsonl"
         tokenizer = tokenization.train(lambda: read_documents([documents]), VOCAB_SIZE)
-        build_corpus(read_documents([documents]), out / "corpus", tokenizer, overwrite=True)
+        with warnings.catch_warnings():  # docstrings are inherited, and nobody is to mend them for this
+            warnings.filterwarnings("ignore", message=".* repeat an earlier one")
+            build_corpus(read_documents([documents]), out / "corpus", tokenizer, overwrite=True)
         corpus = open_corpus(out / "corpus")
     _say(f"{corpus.num_documents:,} documents, {corpus.num_sentences:,} sentences, {corpus.num_tokens:,} tokens")
     with _stage("pretraining: masked language modelling and next-sentence prediction"):

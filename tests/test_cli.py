@@ -176,6 +176,8 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (("corpus", "build", "missing.txt", "--vocab-size", 200, "--out", "out"), "missing.txt does not exist"),
         (("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out"), "not UTF-8"),
         (("corpus", "build", "latin1.txt", "--out", "out"), "either --tokenizer"),
+        (("corpus", "build", "latin1.txt", "--tokenizer", "nomask.txt", "--out", "out", "--cased"), "--cased is of a"),
+        (("corpus", "build", ".", "--vocab-size", 200, "--out", "out"), "--out out lies in the input ."),
         (
             ("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out", "--documents", "fil"),
             "Did you mean 'file'",

@@ -21,7 +21,7 @@ import tokenizers
 from bertfast import artifact
 from bertfast.errors import ConfigError, DataError, WorkerError
 from bertfast.text.chunks import Chunk
-from bertfast.text.documents import TextFormat
+from bertfast.text.documents import Continuation, TextFormat
 from bertfast.text.duplicates import sentence_hash
 from bertfast.text.sentences import Newlines, split_document
 from bertfast.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from bertfast.text.word_cache import WordCache, token_dtype
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Job:
     """All that a worker needs to know beside the chunk.
 
     Attributes:
@@ -44,27 +44,33 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """What a chunk became. Documents and sentences without a token are left out.
+    """What a chunk became. Sentences without a token are left out.
 
     Attributes:
         tokens: the ids of all sentences, as the bytes of an array of `token_dtype`.
         sentence_lengths: tokens of each sentence.
-        document_lengths: sentences of each document.
+        document_lengths: sentences of each document, which may be none.
+        goes_on: whether the first of them is the rest of the last one of the part before.
         sentence_hashes: eight bytes a sentence, see `duplicates.sentence_hash`.
-        size: that of the chunk.
+        files_with_text: numbers of the files of which there was text in the chunk.
+        files, pieces, size: how many files are begun, and the pieces and the size of the chunk.
     """
 
     tokens: bytes
     sentence_lengths: array[int]
     document_lengths: array[int]
+    goes_on: bool
     sentence_hashes: bytes
+    files_with_text: frozenset[int]
+    files: int
+    pieces: int
     size: int
 
 
-Engine = Callable[[Iterable[Chunk], Recipe], Generator[Part, None, None]]
+Workforce = Callable[[Iterable[Chunk], Job], Generator[Part, None, None]]
 
 
-def engine_of(name: str, workers: int | None) -> Engine:
+def workforce_of(name: str, workers: int | None) -> Workforce:
     """`local` or `ray`; without a number of workers, all the cores that there are.
 
     Raises:
@@ -79,38 +85,53 @@ def engine_of(name: str, workers: int | None) -> Engine:
     return partial(in_processes, workers=workers or artifact.hardware()["cores"])
 
 
-def tokenize_chunk(recipe: Recipe, chunk: Chunk) -> Part:
+def tokenize_chunk(job: Job, chunk: Chunk) -> Part:
     """Read, segment and tokenise one chunk: a pure function of the two and of the files that the chunk names.
 
     Raises:
         DataError: a file is not what it should be, or a text holds half of a surrogate pair.
     """
-    words, itemsize = _words(recipe.tokenizer)
+    words, itemsize = _words(job.tokenizer)
     tokens, hashes = bytearray(), bytearray()
     sentence_lengths, document_lengths = array("i"), array("i")
-    for text in chunk.texts(recipe.text_format):
-        before = len(sentence_lengths)
-        for sentence in split_document(text, recipe.newlines):
+    goes_on, with_text = False, set()
+    for file, text in chunk.texts(job.text_format):
+        with_text.add(file)
+        if not isinstance(text, Continuation):
+            document_lengths.append(0)
+        elif not document_lengths:
+            goes_on = True
+            document_lengths.append(0)
+        for sentence in split_document(text, job.newlines):
             encoded = _encode(sentence)
             if ids := words.ids(sentence):
                 tokens += ids
                 hashes += sentence_hash(encoded)
                 sentence_lengths.append(len(ids) // itemsize)
-        if len(sentence_lengths) > before:
-            document_lengths.append(len(sentence_lengths) - before)
-    return Part(bytes(tokens), sentence_lengths, document_lengths, bytes(hashes), chunk.size)
+                document_lengths[-1] += 1
+    return Part(
+        tokens=bytes(tokens),
+        sentence_lengths=sentence_lengths,
+        document_lengths=document_lengths,
+        goes_on=goes_on,
+        sentence_hashes=bytes(hashes),
+        files_with_text=frozenset(with_text),
+        files=chunk.pieces[-1][0] + 1,
+        pieces=len(chunk.pieces),
+        size=chunk.size,
+    )
 
 
-def in_this_process(chunks: Iterable[Chunk], recipe: Recipe) -> Generator[Part, None, None]:
-    """The engine of callers that bring their own texts, and of those that must not start processes."""
+def in_this_process(chunks: Iterable[Chunk], job: Job) -> Generator[Part, None, None]:
+    """The workforce of callers that bring their own texts, and of those that must not start processes."""
     try:
         for chunk in chunks:
-            yield tokenize_chunk(recipe, chunk)
+            yield tokenize_chunk(job, chunk)
     finally:
         _words.cache_clear()
 
 
-def in_processes(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int) -> Generator[Part, None, None]:
+def in_processes(chunks: Iterable[Chunk], job: Job, *, workers: int) -> Generator[Part, None, None]:
     """Work on chunks in `workers` processes; the parts come in the order of the chunks.
 
     At most two chunks a worker are under way, so memory does not grow with the text. The processes are spawned: a
@@ -125,15 +146,16 @@ def in_processes(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int) -> Ge
     try:
         for chunk in chunks:
             with _interrupts_held():
-                under_way.append(pool.submit(tokenize_chunk, recipe, chunk))
+                under_way.append(pool.submit(tokenize_chunk, job, chunk))
             if len(under_way) >= 2 * workers:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool:
         raise WorkerError(
-            f"one of {workers} worker processes was killed, most likely because memory ran out. Start again with fewer "
-            "--workers: the build goes on from what is done."
+            f"one of {workers} worker processes ended. Where memory ran out, start again with fewer --workers: the "
+            'build goes on from what is done. A script that builds does so under `if __name__ == "__main__":`, for '
+            "the processes that it starts read it as well."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -178,5 +200,6 @@ def _encode(sentence: str) -> bytes:
         return sentence.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the text {sentence[:40]!r} holds half of a surrogate pair at character {error.start}, which is no text."
+            f"the text {sentence[:40]!r} holds half of a surrogate pair at character {error.start}. Remove it, or "
+            "decode the text anew."
         ) from None

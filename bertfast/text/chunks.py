@@ -15,23 +15,21 @@ from typing import IO
 
 from bertfast.text.documents import (
     MAX_JSON_LINE_BYTES,
-    Span,
+    FileRange,
     TextFormat,
-    files_of,
-    format_of,
-    no_text,
-    open_binary,
     parquet_file,
     read_file,
     read_long_document,
-    read_span,
+    read_range,
 )
+from bertfast.text.files import files_of, format_of, open_binary, reading
 
 CHUNK_BYTES = 1 << 22
 _LARGEST_ROW_GROUP = 1 << 25
 _LOOK_BACK = 1 << 16
 _LINE_END = re.compile(rb".*\n", re.DOTALL)
 _BLANK_LINE = re.compile(rb".*\n[ \t\r]*\n", re.DOTALL)
+Piece = FileRange | str
 
 
 @dataclass(frozen=True)
@@ -39,68 +37,71 @@ class Chunk:
     """Parts of files and texts, in order.
 
     Attributes:
+        pieces: each with the number of its file among all.
         size: bytes of the parts and characters of the texts.
     """
 
-    pieces: tuple[Span | str, ...]
+    pieces: tuple[tuple[int, Piece], ...]
     size: int
 
-    def texts(self, text_format: TextFormat) -> Iterator[str]:
-        """Read the documents."""
-        for piece in self.pieces:
+    def texts(self, text_format: TextFormat) -> Iterator[tuple[int, str]]:
+        """Read the documents, each with the number of its file."""
+        for file, piece in self.pieces:
             if isinstance(piece, str):
-                yield piece
+                yield file, piece
             else:
-                yield from read_span(piece, text_format)
+                yield from ((file, text) for text in read_range(piece, text_format))
 
 
-def chunks_of(pieces: Iterable[Span | str]) -> Iterator[Chunk]:
+def chunks_of(pieces: Iterable[tuple[int, Piece]]) -> Iterator[Chunk]:
     """Gather pieces to chunks of up to `CHUNK_BYTES`, or of one piece that is larger."""
-    held: list[Span | str] = []
+    held: list[tuple[int, Piece]] = []
     size = 0
-    for piece in pieces:
+    for file, piece in pieces:
         more = len(piece) if isinstance(piece, str) else piece.size
         if held and size + more > CHUNK_BYTES:
             yield Chunk(tuple(held), size)
             held, size = [], 0
-        held.append(piece)
+        held.append((file, piece))
         size += more
     if held:
         yield Chunk(tuple(held), size)
 
 
-def pieces_of(inputs: Sequence[Path], text_format: TextFormat) -> Iterator[Span | str]:
+def pieces_of(inputs: Sequence[Path], text_format: TextFormat) -> Iterator[tuple[int, Piece]]:
     """Cut files and directories where documents end; only the surroundings of the cuts are read.
 
+    How a file is cut depends on nothing but the file. Whether there is text in it, who reads the pieces knows.
+
     Raises:
-        DataError: a file is missing or holds no text.
+        DataError: a file cannot be read.
     """
-    for path in files_of(inputs):
-        kind = format_of(path)
-        if path.suffix == ".gz":
-            yield from read_file(path, text_format)
-        elif kind == "parquet":
-            yield from _row_groups(path, text_format)
-        elif (
-            kind != "jsonl" and text_format.boundary == "file" and path.is_file() and path.stat().st_size > CHUNK_BYTES
-        ):
-            yield from read_file(path, text_format)
-        else:
-            yield from _spans(path, text_format, lines=kind == "jsonl")
+    for number, path in enumerate(files_of(inputs)):
+        with reading(path):
+            yield from ((number, piece) for piece in _pieces_of_file(path, text_format))
 
 
-def _spans(path: Path, text_format: TextFormat, *, lines: bool) -> Iterator[Span | str]:
+def _pieces_of_file(path: Path, text_format: TextFormat) -> Iterator[Piece]:
+    kind = format_of(path)
+    whole = kind == "text" and text_format.boundary == "file" and path.is_file() and path.stat().st_size > CHUNK_BYTES
+    if path.suffix == ".gz" or whole:
+        yield from read_file(path, text_format)
+    elif kind == "parquet":
+        yield from _row_groups(path, text_format)
+    else:
+        yield from _ranges(path, lines=kind == "jsonl")
+
+
+def _ranges(path: Path, *, lines: bool) -> Iterator[Piece]:
     start = 0
     with open_binary(path) as stream:
-        if not any(block.strip() for block in iter(lambda: stream.read(_LOOK_BACK), b"")):
-            raise no_text(path)
         size = stream.seek(0, 2)
         while start < size:
             end = _last_cut(stream, start, size, _LINE_END if lines else _BLANK_LINE)
             if end is None and lines:
                 end = _line_end(stream, start, path)
             if end is not None:
-                yield Span(path, start, end, end - start)
+                yield FileRange(path, start, end, end - start)
                 start = end
             else:
                 stream.seek(start)
@@ -108,18 +109,16 @@ def _spans(path: Path, text_format: TextFormat, *, lines: bool) -> Iterator[Span
                 start = stream.tell()
 
 
-def _row_groups(path: Path, text_format: TextFormat) -> Iterator[Span | str]:
+def _row_groups(path: Path, text_format: TextFormat) -> Iterator[Piece]:
     with parquet_file(path) as table:
         groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
-        if not any(group.num_rows for group in groups):
-            raise no_text(path)
         sizes = [group.total_byte_size for group in groups]
     for group, size in enumerate(sizes):
-        span = Span(path, group, group + 1, size)
+        rows = FileRange(path, group, group + 1, size)
         if size <= _LARGEST_ROW_GROUP:
-            yield span
+            yield rows
         else:
-            yield from read_span(span, text_format)
+            yield from read_range(rows, text_format)
 
 
 def _last_cut(stream: IO[bytes], start: int, size: int, pattern: re.Pattern[bytes]) -> int | None:

@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bertfast import artifact
-from bertfast.errors import ArtifactError, DataError
+from bertfast.errors import ArtifactError, BertfastError, DataError
 from bertfast.text import chunks, shards, workplace
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.batch import Int64
-from bertfast.text.build import Engine, Part, Recipe, engine_of, in_this_process
-from bertfast.text.documents import TextFormat
+from bertfast.text.build import Job, Part, Workforce, in_this_process, workforce_of
+from bertfast.text.documents import TextFormat, in_pieces, no_text
 from bertfast.text.duplicates import duplicate_share
 from bertfast.text.sentences import Newlines
 from bertfast.text.shards import Progress, ShardWriter
@@ -95,6 +95,8 @@ class Corpus:
             shard = bisect_right(self.shard_starts, start + done) - 1
             offset = start + done - self.shard_starts[shard]
             part = self.shards[shard][offset : offset + len(out) - done]
+            if not len(part):
+                raise ArtifactError(f"{self.path} has no token {start + done:,}: it is damaged. Build it again.")
             out[done : done + len(part)] = part
             done += len(part)
 
@@ -132,13 +134,15 @@ def build_corpus(
         DataError: fewer than two documents, of which next-sentence prediction could take none.
         ArtifactError: `out` is in the way.
     """
-    recipe = Recipe(tokenizer.backend.to_str(), newlines=newlines)
+    job = Job(tokenizer.backend.to_str(), newlines=newlines)
+    pieces = ((0, text) for text in in_pieces(documents))
     with artifact.create(out, "corpus", overwrite=overwrite) as draft:
-        parts = in_this_process(chunks.chunks_of(documents), recipe)
+        parts = in_this_process(chunks.chunks_of(pieces), job)
         with ShardWriter(draft.path, token_dtype(tokenizer).itemsize, shard_tokens, Progress()) as writer:
             _append_all(writer, parts, on_progress)
         _finish(draft, writer.progress, draft.path, tokenizer)
         (draft.path / shards.HASHES).unlink()
+    _warn_of(draft.settings)
 
 
 def build_corpus_of_files(
@@ -148,44 +152,48 @@ def build_corpus_of_files(
     *,
     text_format: TextFormat | None = None,
     newlines: Newlines = "auto",
-    engine: Engine | None = None,
+    workforce: Workforce | None = None,
     overwrite: bool = False,
     shard_tokens: int = SHARD_TOKENS,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Build a corpus from files by many workers; what it becomes does not depend on their number or their engine.
+    """Build a corpus from files by many workers; what it becomes does not depend on their number or their kind.
 
-    A build that was cut off lies in `OUT.build`. Started again with the same inputs and settings, it goes on from
-    there, with any number of workers. With others it is refused, for hours of work may lie there, unless `overwrite`
-    is asked for.
+    A build that was cut off lies in `OUT.build`. Started again with the same settings and with the inputs that it has
+    read, it goes on from there, with any number of workers; those that it has not read yet may have changed. Otherwise
+    it is refused, for hours of work may lie there, unless `overwrite` is asked for.
 
     Args:
         inputs: files and directories, see `documents.read_documents`.
         tokenizer: one that is there, or what to train on the inputs.
-        engine: who works on the chunks; by default a process for each core.
+        workforce: who works on the chunks; by default a process for each core.
         newlines, shard_tokens, on_progress: see `build_corpus`; a file's bytes are counted for characters.
     Raises:
         DataError: an input cannot be read, or holds fewer than two documents.
+        ConfigError: `out` lies in an input.
         ArtifactError: `out` is in the way, or another build is, be it unfinished or under way.
         WorkerError: a worker was killed.
     """
     text_format = text_format or TextFormat()
-    engine = engine or engine_of("local", None)
+    workforce = workforce or workforce_of("local", None)
     artifact.refuse_existing(out, "corpus", overwrite)
-    identity = workplace.identity_of(inputs, text_format, tokenizer) | {
+    files = workplace.files_to_read(inputs, out, text_format)
+    identity = workplace.identity_of(text_format, tokenizer) | {
         "newlines": newlines,
         "shard_tokens": shard_tokens,
     }
     with workplace.working_place(out) as place:
-        progress = workplace.begin(place, identity, overwrite=overwrite)
+        progress = workplace.begin(place, identity, files, overwrite=overwrite)
         if isinstance(tokenizer, NewVocabulary):
-            tokenizer = workplace.train(tokenizer, inputs, text_format, place)
+            tokenizer = workplace.train(tokenizer, files, text_format, place)
         if on_progress:
             on_progress(progress.documents, 0)
-        rest = itertools.islice(chunks.chunks_of(chunks.pieces_of(inputs, text_format)), progress.chunks, None)
-        parts = engine(rest, Recipe(tokenizer.backend.to_str(), text_format, newlines))
+        rest = chunks.chunks_of(itertools.islice(chunks.pieces_of(files, text_format), progress.pieces, None))
+        parts = workforce(rest, Job(tokenizer.backend.to_str(), text_format, newlines))
         with ShardWriter(place, token_dtype(tokenizer).itemsize, shard_tokens, progress) as writer:
-            _append_all(writer, parts, on_progress, resumable=True)
+            _append_all(writer, parts, on_progress, files)
+        if writer.progress.documents < 2:
+            shards.remove_progress(place)  # other settings are needed, so there is nothing to go on from
         with artifact.create(out, "corpus", overwrite=overwrite) as draft:
             _finish(draft, writer.progress, place, tokenizer)
     _warn_of(draft.settings)
@@ -203,7 +211,7 @@ def open_corpus(path: Path) -> Corpus:
         starts = manifest.settings["shard_starts"]
     except KeyError as error:
         raise ArtifactError(f"{path}: the manifest lacks {error}. Build the corpus again.") from None
-    return Corpus(
+    corpus = Corpus(
         path=path,
         sha256=manifest.sha256,
         tokenizer=tokenization.load(path / "tokenizer.json"),
@@ -212,6 +220,12 @@ def open_corpus(path: Path) -> Corpus:
         sentence_offsets=_mapped(path / shards.SENTENCES, np.dtype(np.int64)),
         document_offsets=_mapped(path / shards.DOCUMENTS, np.dtype(np.int64)),
     )
+    sizes = itertools.accumulate(map(len, corpus.shards), initial=0)
+    if [*sizes] != [*starts, corpus.num_tokens] or corpus.document_offsets[-1] != corpus.num_sentences:
+        raise ArtifactError(
+            f"{path}: its offsets do not end where its tokens do. Copy the corpus again or build it anew."
+        )
+    return corpus
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -234,19 +248,41 @@ def verify_corpus(path: Path, *, at_most_bytes: int | None = None) -> artifact.M
 
 
 def _append_all(
-    writer: ShardWriter, parts: Generator[Part, None, None], on_progress: OnProgress | None, *, resumable: bool = False
+    writer: ShardWriter,
+    parts: Generator[Part, None, None],
+    on_progress: OnProgress | None,
+    files: Sequence[Path] | None = None,
 ) -> None:
+    """Write the parts down; those of files are noted from time to time, and whenever no more can be had."""
     noted_s = time.monotonic()
-    with closing(parts):
-        for part in parts:
-            writer.append(part)
-            if resumable and time.monotonic() - noted_s >= _NOTE_EVERY_S:
-                writer.note()
-                noted_s = time.monotonic()
-            if on_progress:
-                on_progress(len(part.document_lengths), part.size)
-    if resumable:
+    try:
+        with closing(parts):
+            for part in parts:
+                before = writer.progress
+                if files:
+                    _refuse_without_text(files[: part.files - 1], before, part.files_with_text)
+                writer.append(part)
+                if files and time.monotonic() - noted_s >= _NOTE_EVERY_S:
+                    writer.note()
+                    noted_s = time.monotonic()
+                if on_progress:
+                    on_progress(writer.progress.documents - before.documents, part.size)
+        if files:
+            _refuse_without_text(files, writer.progress, frozenset())
+    except BertfastError:
+        if files:
+            writer.note()
+        raise
+    if files:
         writer.note()
+
+
+def _refuse_without_text(files: Sequence[Path], before: Progress, with_text: Set[int]) -> None:
+    """Refuse the first of these files, all of them read to the end, that held no text."""
+    first = before.files if before.text_in_last_file else max(0, before.files - 1)
+    for number in range(first, len(files)):
+        if number not in with_text:
+            raise no_text(files[number])
 
 
 def _finish(draft: artifact.Draft, progress: Progress, place: Path, tokenizer: Tokenizer) -> None:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 from bertfast.errors import DataError, did_you_mean
+from bertfast.text.files import DAMAGED, files_of, format_of, open_binary, reading
 
 Boundary = Literal["blank-line", "file"]
 MAX_DOCUMENT_CHARS = 1 << 20
 MAX_JSON_LINE_BYTES = 1 << 25
 _ROWS_AT_ONCE = 64
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 TEXT_COLUMNS = ("text", "content", "document", "body")
+
+
+class Continuation(str):
+    """A piece of a document that goes on where the piece before it ends."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class TextFormat:
 
 
 @dataclass(frozen=True)
-class Span:
+class FileRange:
     """A part of a file that holds whole documents and can be read without what comes before it.
 
     Attributes:
@@ -53,113 +57,117 @@ class Span:
     size: int
 
 
-def read_documents(
-    inputs: Sequence[Path], *, boundary: Boundary = "blank-line", text_column: str | None = None
-) -> Iterator[str]:
+def read_documents(inputs: Sequence[Path], text_format: TextFormat | None = None) -> Iterator[str]:
     """Yield documents in the order of the inputs; a directory's files come in sorted order.
 
-    A document of over `MAX_DOCUMENT_CHARS` characters comes in several pieces, so that memory stays bounded.
+    A document of over `MAX_DOCUMENT_CHARS` characters comes in several pieces, so that memory stays bounded: all but
+    the first are `Continuation`s.
 
-    Args:
-        boundary, text_column: see `TextFormat`.
     Raises:
         DataError: a file is missing, empty, binary, wrongly encoded or truncated, or lacks the column.
     """
     for path in files_of(inputs):
-        yield from read_file(path, TextFormat(boundary, text_column))
+        yield from read_file(path, text_format or TextFormat())
+
+
+def in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Texts that are at hand as `read_documents` would yield them."""
+    pieces = ([text] if len(text) <= MAX_DOCUMENT_CHARS else _within_limit([text]) for text in texts)
+    return _not_blank(itertools.chain.from_iterable(pieces))
 
 
 def read_file(path: Path, text_format: TextFormat) -> Iterator[str]:
     """`read_documents` of one file."""
     empty = True
-    for document in _documents(path, text_format):
-        empty = False
-        yield document
+    with reading(path):
+        for document in _documents(path, text_format):
+            empty = False
+            yield document
     if empty:
         raise no_text(path)
 
 
-def read_span(span: Span, text_format: TextFormat) -> Iterator[str]:
+def read_range(part: FileRange, text_format: TextFormat) -> Iterator[str]:
     """Yield the documents of a part of a file, as `read_documents` yields them among the others.
 
     Raises:
         DataError: as `read_documents`; a line is named by its number in the whole file.
     """
-    try:
-        yield from _documents(span.path, text_format, span, lines_before=min(span.start, 1))
-    except DataError:
-        if format_of(span.path) != "parquet":
-            for _ in _documents(span.path, text_format, span, lines_before=_count_lines(span.path, span.start)):
-                pass
-        raise
+    with reading(part.path):
+        try:
+            yield from _documents(part.path, text_format, part, lines_before=min(part.start, 1))
+        except DataError:
+            if format_of(part.path) != "parquet":
+                for _ in _documents(part.path, text_format, part, lines_before=_count_lines(part.path, part.start)):
+                    pass
+            raise
 
 
 def read_long_document(stream: IO[bytes], path: Path) -> Iterator[str]:
     """Yield the pieces of the document of plain text that begins where the stream stands, and stop behind it."""
-    lines = decode_lines(stream, path, limit=MAX_DOCUMENT_CHARS, lines_before=min(stream.tell(), 1))
-    yield from _within_limit(line for _, line in itertools.takewhile(lambda item: item[1].strip(), lines))
+    start = stream.tell()
+
+    def pieces(lines_before: int) -> Iterator[str]:
+        lines = _lines(_fragments(stream, path, limit=MAX_DOCUMENT_CHARS, lines_before=lines_before))
+        return _within_limit(text for text, _ in itertools.takewhile(lambda line: not line[1], lines))
+
+    try:
+        yield from _not_blank(pieces(min(start, 1)))
+    except DataError:
+        stream.seek(start)
+        for _ in pieces(_count_lines(path, start)):
+            pass
+        raise
 
 
 def no_text(path: Path) -> DataError:
     return DataError(f"{path} holds no text. Remove it from the inputs, or check how it was written.")
 
 
-def format_of(path: Path) -> str:
-    """A file's format by its name, without `.gz`: `jsonl`, `parquet`, `tsv`, `csv` or, for anything else, `text`."""
-    suffix = (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
-    known = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tsv": "tsv", ".csv": "csv"}
-    return known.get(suffix, "text")
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file, unpacking `.gz`; DataError where there is no such file."""
-    if not path.exists():
-        near = did_you_mean(path.name, [item.name for item in path.parent.glob("*")]) if path.parent.is_dir() else ""
-        raise DataError(f"{path} does not exist.{near} Check the path.")
-    if path.is_dir():
-        raise DataError(f"{path} is a directory, and one file is needed here.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def read_lines(path: Path, *, limit: int = -1) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file with \\n, \\r\\n and an optional BOM.
-
-    Args:
-        limit: characters (bytes, in fact) after which an endless line is cut into pieces; -1 for no limit.
-    """
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a UTF-8 file with \\n, \\r\\n and an optional BOM."""
     with open_binary(path) as stream:
-        yield from decode_lines(stream, path, limit=limit)
+        yield from decode_lines(stream, path)
 
 
 def decode_lines(
-    stream: IO[bytes], source: Path | str, *, limit: int = -1, whole: bool = False, lines_before: int = 0
+    stream: IO[bytes], source: Path | str, *, limit: int = -1, lines_before: int = 0
 ) -> Iterator[tuple[int, str]]:
     """`read_lines` of an open stream.
 
     Args:
         source: what errors call the stream.
-        whole: whether a line that exceeds the limit is refused, and not cut.
+        limit: bytes of a line that are refused; -1 for no limit.
         lines_before: lines of the source that come before the stream.
     """
-    number, tail = lines_before, b""
-    while True:
-        try:
-            raw = stream.readline(limit)
-        except DAMAGED as error:
-            raise DataError(f"{source} is truncated or damaged after line {number}: {error}") from None
-        if not raw and not tail:
-            return
-        number += 1
-        ends = raw.endswith(b"\n") or limit < 0 or len(raw) < limit
-        if whole and not ends:
+    for number, line, ends in _fragments(stream, source, limit=limit, lines_before=lines_before):
+        if not ends:
             raise DataError(
                 f"{source}:{number} is over {limit:,} bytes long, and a row must fit into memory. Cut it into several "
                 "rows, or write it as plain text."
             )
-        line, tail = _decode(source, number, tail + raw, complete=ends)
-        yield number, line.removeprefix("\ufeff") if number == 1 else line
+        yield number, line
+
+
+def _fragments(
+    stream: IO[bytes], source: Path | str, *, limit: int, lines_before: int
+) -> Iterator[tuple[int, str, bool]]:
+    """Yield (line number, text, whether the line ends with it); a line of over `limit` bytes comes in several."""
+    number, tail, begins = lines_before, b"", True
+    while True:
+        try:
+            raw = stream.readline(limit)
+        except DAMAGED as error:
+            raise DataError(
+                f"{source} is truncated or damaged after line {number}: {error}. Copy it again, or leave it out."
+            ) from None
+        if not raw and not tail:
+            return
+        number += begins
+        ends = raw.endswith(b"\n") or limit < 0 or len(raw) < limit
+        text, tail = _decode(source, number, tail + raw, complete=ends)
+        yield number, text.removeprefix("\ufeff") if begins and number == 1 else text, ends
+        begins = ends
 
 
 def _decode(path: Path | str, number: int, raw: bytes, *, complete: bool) -> tuple[str, bytes]:
@@ -180,7 +188,7 @@ def _decode(path: Path | str, number: int, raw: bytes, *, complete: bool) -> tup
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number, object) of a JSON-lines file; blank lines are passed over."""
     with open_binary(path) as stream:
-        yield from parse_json_lines(decode_lines(stream, path, limit=MAX_JSON_LINE_BYTES, whole=True), path)
+        yield from parse_json_lines(decode_lines(stream, path, limit=MAX_JSON_LINE_BYTES), path)
 
 
 def parse_json_lines(lines: Iterable[tuple[int, str]], source: Path | str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -190,14 +198,14 @@ def parse_json_lines(lines: Iterable[tuple[int, str]], source: Path | str) -> It
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError alone
             raise DataError(
                 f'{source}:{number} is not JSON ({error}). Write one whole object a line, such as {{"text": "..."}}.'
             ) from None
         if not isinstance(row, dict):
             raise DataError(f"{source}:{number} is a JSON {type(row).__name__}, and an object is needed.")
         if _SURROGATE.search(line) and not _is_text(json.dumps(row, ensure_ascii=False)):
-            raise DataError(f"{source}:{number} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text.")
+            raise DataError(f"{source}:{number} holds half of a surrogate pair (\\ud800 to \\udfff). Remove it.")
         yield number, row
 
 
@@ -209,12 +217,19 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def read_parquet(path: Path, groups: range | None = None) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (row number from 1, row) of a Parquet file, or of some of its row groups, without holding a whole group."""
+def read_parquet(
+    path: Path, groups: range | None = None, columns: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield (row number from 1, row) of a Parquet file, or of some of its row groups, without holding a whole group.
+
+    Args:
+        columns: the first of these that is there is read alone; where none is, all are read.
+    """
     with parquet_file(path) as table:
         groups = range(table.num_row_groups) if groups is None else groups
         number = sum(table.metadata.row_group(i).num_rows for i in range(groups.start))
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=list(groups)):
+        wanted = [name for name in columns if name in table.schema_arrow.names][:1] or None
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=list(groups), columns=wanted):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
@@ -232,45 +247,39 @@ def parquet_file(path: Path) -> Iterator[Any]:
         try:
             # With pre_buffer, its default, a whole row group would be read before the first row comes.
             yield pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
-        except (pyarrow.ArrowInvalid, *DAMAGED) as error:
-            raise DataError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
+        except (pyarrow.ArrowException, *DAMAGED) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(
+                f"{path} is not a whole Parquet file: {reason}. Write or copy it again, or leave it out."
+            ) from None
 
 
-def files_of(inputs: Iterable[Path]) -> Iterator[Path]:
-    """The inputs with each directory replaced by the files in it, in sorted order; hidden ones are left out."""
-    for path in inputs:
-        if path.is_dir():
-            files = sorted(item for item in path.rglob("*") if item.is_file() and not item.name.startswith("."))
-            if not files:
-                raise DataError(f"{path} is an empty directory.")
-            yield from files
-        else:
-            yield path
-
-
-def _documents(path: Path, text_format: TextFormat, span: Span | None = None, lines_before: int = 0) -> Iterator[str]:
+def _documents(
+    path: Path, text_format: TextFormat, part: FileRange | None = None, lines_before: int = 0
+) -> Iterator[str]:
     """The documents of a file or of a part of it, none of them blank."""
-    kind = format_of(path)
+    kind, column = format_of(path), text_format.text_column
     if kind == "parquet":
-        rows = read_parquet(path, range(span.start, span.end) if span else None)
-        yield from filter(str.strip, _column(path, rows, text_format.text_column))
+        groups = range(part.start, part.end) if part else None
+        rows = read_parquet(path, groups, (column,) if column else TEXT_COLUMNS)
+        yield from _not_blank(_column(path, rows, column))
         return
     with open_binary(path) as stream:
-        source = _bytes_of(stream, span) if span else stream
+        source = _bytes_of(stream, part) if part else stream
         if kind == "jsonl":
-            lines = decode_lines(source, path, limit=MAX_JSON_LINE_BYTES, whole=True, lines_before=lines_before)
-            documents = _column(path, parse_json_lines(lines, path), text_format.text_column)
+            lines = decode_lines(source, path, limit=MAX_JSON_LINE_BYTES, lines_before=lines_before)
+            documents = _column(path, parse_json_lines(lines, path), column)
         else:
-            lines = decode_lines(source, path, limit=MAX_DOCUMENT_CHARS, lines_before=lines_before)
-            documents = _plain_text((line for _, line in lines), text_format.boundary)
-        yield from filter(str.strip, documents)
+            fragments = _fragments(source, path, limit=MAX_DOCUMENT_CHARS, lines_before=lines_before)
+            documents = _plain_text(_lines(fragments), text_format.boundary)
+        yield from _not_blank(documents)
 
 
-def _bytes_of(stream: IO[bytes], span: Span) -> IO[bytes]:
-    stream.seek(span.start)
-    block = stream.read(span.end - span.start)
-    if len(block) < span.end - span.start:
-        raise DataError(f"{span.path} became shorter while it was read. Start again when nothing writes to it.")
+def _bytes_of(stream: IO[bytes], part: FileRange) -> IO[bytes]:
+    stream.seek(part.start)
+    block = stream.read(part.end - part.start)
+    if len(block) < part.end - part.start:
+        raise DataError(f"{part.path} became shorter while it was read. Start again when nothing writes to it.")
     return io.BytesIO(block)
 
 
@@ -283,27 +292,63 @@ def _count_lines(path: Path, end: int) -> int:
     return count
 
 
-def _plain_text(lines: Iterator[str], boundary: Boundary) -> Iterator[str]:
+def _lines(fragments: Iterable[tuple[int, str, bool]]) -> Iterator[tuple[str, bool]]:
+    """Yield (text, whether its line is blank) of lines with their ends, long lines in several fragments.
+
+    White space that fills the first fragments of a long line is left out, for nobody can tell yet what follows.
+    """
+    blank = True
+    for _, text, ends in fragments:
+        blank = blank and not text.strip()
+        if ends:
+            yield text + "\n", blank
+            blank = True
+        elif not blank:
+            yield text, False
+
+
+def _plain_text(lines: Iterator[tuple[str, bool]], boundary: Boundary) -> Iterator[str]:
     if boundary == "file":
-        yield from _within_limit(lines)
+        yield from _within_limit(text for text, _ in lines)
         return
-    for blank, document in itertools.groupby(lines, key=lambda line: not line.strip()):
+    for blank, document in itertools.groupby(lines, key=lambda line: line[1]):
         if not blank:
-            yield from _within_limit(document)
+            yield from _within_limit(text for text, _ in document)
 
 
-def _within_limit(lines: Iterable[str]) -> Iterator[str]:
-    """The lines as one document, or as several where they are more than `MAX_DOCUMENT_CHARS`."""
+def _within_limit(fragments: Iterable[str]) -> Iterator[str]:
+    """A document in pieces of up to `MAX_DOCUMENT_CHARS`, cut at line ends where there are any.
+
+    Where they are cut depends on the text alone, and not on the fragments in which it comes.
+    """
+    kind: type[str] = str
     held: list[str] = []
     size = 0
-    for line in lines:
-        if held and size + len(line) > MAX_DOCUMENT_CHARS:
-            yield "\n".join(held)
-            held, size = [], 0
-        held.append(line)
-        size += len(line) + 1
-    if held:
-        yield "\n".join(held)
+    for fragment in fragments:
+        held.append(fragment)
+        size += len(fragment)
+        if size > MAX_DOCUMENT_CHARS:
+            text, start = "".join(held), 0
+            while (limit := start + MAX_DOCUMENT_CHARS) < len(text):
+                line_end = text.rfind("\n", start, limit + 1)
+                yield kind(text[start : line_end if line_end >= 0 else limit])
+                kind = Continuation
+                start = line_end + 1 if line_end >= 0 else limit
+            held, size = [text[start:]], len(text) - start
+    if size:
+        yield kind("".join(held).removesuffix("\n"))
+
+
+def _not_blank(pieces: Iterable[str]) -> Iterator[str]:
+    """Leave out pieces of white space; what then comes first of a document continues nothing."""
+    begun = False
+    for piece in pieces:
+        goes_on = isinstance(piece, Continuation)
+        if piece.strip():
+            yield str(piece) if goes_on and not begun else piece
+            begun = True
+        elif not goes_on:
+            begun = False
 
 
 def _column(path: Path, rows: Iterator[tuple[int, dict[str, object]]], column: str | None) -> Iterator[str]:
@@ -321,10 +366,4 @@ def _column(path: Path, rows: Iterator[tuple[int, dict[str, object]]], column: s
         if len(value) <= MAX_DOCUMENT_CHARS:
             yield value
         else:
-            yield from _within_limit(_short_lines(value))
-
-
-def _short_lines(text: str) -> Iterator[str]:
-    for line in text.split("\n"):
-        for start in range(0, max(1, len(line)), MAX_DOCUMENT_CHARS):
-            yield line[start : start + MAX_DOCUMENT_CHARS]
+            yield from _within_limit([value])

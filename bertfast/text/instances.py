@@ -2,8 +2,9 @@
 
 An epoch walks through every document once, in stretches of whole sentences, about as many as fill a sequence. With
 each stretch a pair begins; it goes on past the stretch's end until it is full. Where the stretches begin moves from
-epoch to epoch. Nothing is remembered between instances, so a run that resumes, or one that is spread over workers,
-needs to know one integer.
+epoch to epoch, and so does their number, by one or so a document. An epoch has as many instances as the first one had:
+a later one leaves out the few stretches that it has more, or repeats as many as it has fewer. Nothing is remembered
+between instances, so a run that resumes, or one that is spread over workers, needs to know one integer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from bertfast.text.masking import mask_tokens, masking_of
 IS_NEXT, NOT_NEXT = 0, 1
 IN_ORDER, SWAPPED = 0, 1
 LEAST_IS_NEXT = 0.4  # share of the pairs below which next-sentence prediction is hardly worth its name
-Span = tuple[int, int]  # tokens of the corpus, the last not included
+TokenRange = tuple[int, int]  # tokens of the corpus, the last not included
+Pair = tuple[TokenRange, TokenRange, int]  # both segments and the label
 _PLAN, _ORDER, _INSTANCE, _SPLIT = range(4)
 _SENTENCES_AT_ONCE = 1 << 20
 _DRAWS = 16  # of a document that is long enough for a random segment, before a shorter one is taken
@@ -142,7 +144,7 @@ class InstanceSource:
         return collate(instances, rows, self.corpus.tokenizer.pad_id, self.config.max_length, self.max_predictions)
 
     def __len__(self) -> int:
-        """Instances of an epoch; epochs differ by a few, and the first one's count stands for all."""
+        """Instances of an epoch: the first one's count stands for all, see the module."""
         return self._size
 
     def _rng(self, epoch: int, index: int) -> np.random.Generator:
@@ -151,7 +153,7 @@ class InstanceSource:
         entropy[-2], entropy[-1] = epoch, index
         return np.random.default_rng(entropy)
 
-    def _next_sentence(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> tuple[Span, Span, int]:
+    def _next_sentence(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> Pair:
         """Two segments that fill `target` tokens; the second follows the first or is from another document."""
         plan, offsets = self.plan(epoch), self.corpus.sentence_offsets
         first, last, document = plan.stretch(index, self.corpus)
@@ -163,7 +165,7 @@ class InstanceSource:
             return a, (a[1], offsets.item(self._reach(middle, end, room))), IS_NEXT
         return a, self._random_segment(document, room, offsets.item(end) - a[1] or room, rng), NOT_NEXT
 
-    def _random_segment(self, document: int, room: int, left: int, rng: np.random.Generator) -> Span:
+    def _random_segment(self, document: int, room: int, left: int, rng: np.random.Generator) -> TokenRange:
         """Sentences of another document, as many as fill `room` tokens, at least one.
 
         They stand where as much text follows as after the true first segment: `left` tokens, or at least `room`.
@@ -193,7 +195,7 @@ class InstanceSource:
         enough = offsets.item(first) + room
         return min(end, first + 1 + int(offsets[first + 1 : end + 1].searchsorted(enough)))
 
-    def _sentence_order(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> tuple[Span, Span, int]:
+    def _sentence_order(self, epoch: int, index: int, target: int, rng: np.random.Generator) -> Pair:
         """Two segments that follow one another and fill `target` tokens, half of the time the later one first."""
         offsets = self.corpus.sentence_offsets
         first, _, document = self.plan(epoch).stretch(index, self.corpus)
@@ -210,7 +212,7 @@ class InstanceSource:
         heads = np.flatnonzero(~self.masking.inner[ids])
         return start + 1 + (heads.item(rng.integers(len(heads))) if len(heads) else int(rng.integers(len(ids))))
 
-    def _assemble(self, a: Span, b: Span) -> tuple[Int64, Int64]:
+    def _assemble(self, a: TokenRange, b: TokenRange) -> tuple[Int64, Int64]:
         """(ids [S], token types [S]) of `[CLS] a [SEP] b [SEP]`."""
         separator = a[1] - a[0] + 1
         ids = np.empty(separator + b[1] - b[0] + 2, np.int64)
@@ -283,7 +285,7 @@ def split_documents(corpus: Corpus, heldout_fraction: float, seed: int) -> tuple
     return np.setdiff1d(np.arange(corpus.num_documents), heldout), np.sort(heldout)
 
 
-def truncate_pair(a: Span, b: Span, room: int, rng: np.random.Generator) -> tuple[Span, Span]:
+def truncate_pair(a: TokenRange, b: TokenRange, room: int, rng: np.random.Generator) -> tuple[TokenRange, TokenRange]:
     """Cut the longer side, a token at a time and from a random end, until both fit (reference, truncate_seq_pair)."""
     len_a, len_b = a[1] - a[0], b[1] - b[0]
     if len_a + len_b <= room:

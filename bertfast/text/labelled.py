@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bertfast.config import Config
 from bertfast.errors import DataError, did_you_mean
-from bertfast.text.documents import format_of, read_json_lines, read_lines, read_parquet
+from bertfast.text.documents import read_json_lines, read_lines, read_parquet
+from bertfast.text.files import format_of
 
 PAIR_NAMES = (
     ("sentence1", "sentence2"),

@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from bertfast.errors import BertfastError, WorkerError
-from bertfast.text.build import Part, Recipe, tokenize_chunk
-from bertfast.text.chunks import Chunk
-from bertfast.text.documents import Span
+from bertfast.text.build import Job, Part, tokenize_chunk
+from bertfast.text.chunks import Chunk, Piece
+from bertfast.text.documents import FileRange
 
 # A window of chunks is one dataset: long enough that its start and its end do not count, short enough that what is
 # carried as text fits into memory.
@@ -25,7 +25,7 @@ _WINDOW_CHUNKS = 4096
 _WINDOW_CHARS = 1 << 28
 
 
-def in_ray(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int | None = None) -> Generator[Part, None, None]:
+def in_ray(chunks: Iterable[Chunk], job: Job, *, workers: int | None = None) -> Generator[Part, None, None]:
     """Work on chunks in a cluster: the one that is connected to or found, or else one on this machine.
 
     Args:
@@ -37,7 +37,7 @@ def in_ray(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int | None = Non
         for window in _windows(chunks):
             rows = [{"place": place, "chunk": pickle.dumps(chunk)} for place, chunk in enumerate(window)]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-            dataset = dataset.map(_worker(recipe), num_cpus=1, concurrency=workers)
+            dataset = dataset.map(_worker(job), num_cpus=1, concurrency=workers)
             try:
                 for place, row in enumerate(dataset.iter_rows()):
                     assert row["place"] == place
@@ -49,12 +49,12 @@ def in_ray(chunks: Iterable[Chunk], recipe: Recipe, *, workers: int | None = Non
                 ) from error
 
 
-def _worker(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _worker(job: Job) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def work(row: dict[str, Any]) -> dict[str, Any]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         result: Part | BertfastError
         try:
-            result = tokenize_chunk(recipe, pickle.loads(row["chunk"]))
+            result = tokenize_chunk(job, pickle.loads(row["chunk"]))
         except BertfastError as error:  # as a value: raised, it would come back inside an error of Ray's
             result = error
         return {"place": row["place"], "result": pickle.dumps(result)}
@@ -75,14 +75,17 @@ def _windows(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
     window: list[Chunk] = []
     carried = 0
     for chunk in chunks:
-        pieces = tuple(replace(it, path=it.path.absolute()) if isinstance(it, Span) else it for it in chunk.pieces)
-        window.append(replace(chunk, pieces=pieces))
-        carried += sum(len(it) for it in pieces if isinstance(it, str))
+        window.append(replace(chunk, pieces=tuple((file, _absolute(piece)) for file, piece in chunk.pieces)))
+        carried += sum(len(piece) for _, piece in chunk.pieces if isinstance(piece, str))
         if len(window) == _WINDOW_CHUNKS or carried >= _WINDOW_CHARS:
             yield window
             window, carried = [], 0
     if window:
         yield window
+
+
+def _absolute(piece: Piece) -> Piece:
+    return replace(piece, path=piece.path.absolute()) if isinstance(piece, FileRange) else piece
 
 
 @contextmanager

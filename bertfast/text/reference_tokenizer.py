@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import models
 
 from bertfast.errors import ConfigError, DataError
-from bertfast.text.documents import DAMAGED, open_binary
+from bertfast.text.files import DAMAGED, open_binary
 
 MAX_WORD_CHARS = 200
 NEEDED_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -28,12 +28,18 @@ class Progress(Config):
 
     Attributes:
         identity: what must be the same for a build to go on.
-        chunks: how many chunks went in; `documents`, `sentences` and `tokens` count what came of them.
+        pieces: how many pieces of the inputs went in; `documents`, `sentences` and `tokens` count what came of them.
+        files: how many files these pieces are from; the last of them may have more.
+        text_in_last_file: whether there was text in those of the last file.
+        open: whether the document that was read last is among `documents`, so that what continues it joins it there.
         shard_starts: where each shard starts among all tokens.
     """
 
     identity: dict[str, Any] = {}
-    chunks: int = 0
+    pieces: int = 0
+    files: int = 0
+    text_in_last_file: bool = False
+    open: bool = False
     documents: int = 0
     sentences: int = 0
     tokens: int = 0
@@ -45,11 +51,24 @@ def shard_path(root: Path, number: int) -> Path:
 
 
 def read_progress(root: Path) -> Progress | None:
-    """What was noted last, or None where nothing was."""
+    """What was noted last, or None where nothing was.
+
+    Raises:
+        ArtifactError: the note is damaged, or of another version of bertfast.
+    """
     try:
         return Progress.model_validate_json((root / _NOTE).read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValidationError):
+        raise ArtifactError(
+            f"{root / _NOTE} cannot be read, so nobody knows what is whole in this unfinished build. Go on with the "
+            f"version of bertfast that wrote it, or start with --overwrite or remove {root} to begin anew."
+        ) from None
+
+
+def remove_progress(root: Path) -> None:
+    (root / _NOTE).unlink(missing_ok=True)
 
 
 def write_progress(root: Path, progress: Progress) -> None:
@@ -74,6 +93,18 @@ def _sizes(root: Path, progress: Progress, itemsize: int) -> dict[Path, int]:
     }
 
 
+def _check(sizes: dict[Path, int], root: Path) -> None:
+    """What was noted must be there: in the files that still grow perhaps with more behind it."""
+    growing = list(sizes)[-4:]  # the last shard and the three that are not cut into shards
+    for path, size in sizes.items():
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size or (found > size and path not in growing):
+            raise ArtifactError(
+                f"{path} holds {found:,} bytes, and {size:,} were noted: it was damaged. Start with --overwrite or "
+                f"remove {root} to begin anew."
+            )
+
+
 class ShardWriter:
     """Appends parts to the files in `root`, from where `progress` stands.
 
@@ -90,10 +121,13 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         sizes = _sizes(self.root, self.progress, self._itemsize)
+        if self.progress.pieces:
+            _check(sizes, self.root)
         with self._stack:  # closes what is open already, should the next one be damaged
             self._sentences, self._documents, self._hashes = (
                 self._open(self.root / name, sizes[self.root / name]) for name in (SENTENCES, DOCUMENTS, HASHES)
             )
+            self._rewrite_last_end(self.progress.sentences)  # a document may have grown after the note
             if self.progress.shard_starts:
                 last = shard_path(self.root, len(self.progress.shard_starts) - 1)
                 self._shard = self._open(last, sizes[last])
@@ -106,17 +140,25 @@ class ShardWriter:
     def append(self, part: Part) -> None:
         """Add what the next chunk became."""
         now = self.progress
-        token_ends = now.tokens + np.cumsum(part.sentence_lengths, dtype=np.int64)
-        sentence_ends = now.sentences + np.cumsum(part.document_lengths, dtype=np.int64)
-        self._sentences.write(token_ends.tobytes())
-        self._documents.write(sentence_ends.tobytes())
+        lengths = np.array(part.document_lengths, np.int64)
+        joins = part.goes_on and now.open
+        places = np.cumsum(np.append(0, part.sentence_lengths), dtype=np.int64) + now.tokens
+        ends = np.cumsum(lengths)
+        new = ends[(lengths > 0) & ~(joins & (np.arange(len(lengths)) == 0))]
+        self._sentences.write(places[1:].tobytes())
+        if joins:
+            self._rewrite_last_end(now.sentences + ends.item(0))
+        self._documents.write((now.sentences + new).tobytes())
         self._hashes.write(part.sentence_hashes)
-        document_ends = token_ends[sentence_ends - now.sentences - 1]
-        self._write_tokens(part.tokens, np.concatenate([[now.tokens], document_ends]))
+        self._write_tokens(part.tokens, places[np.concatenate([[0], ends[: int(joins)], new])], joins=joins)
         self.progress = self.progress.model_copy(
             update={
-                "chunks": now.chunks + 1,
-                "documents": now.documents + len(part.document_lengths),
+                "pieces": now.pieces + part.pieces,
+                "files": part.files,
+                "text_in_last_file": part.files - 1 in part.files_with_text
+                or (part.files == now.files and now.text_in_last_file),
+                "open": bool(lengths[-1] > 0 or (joins and len(lengths) == 1)) if len(lengths) else now.open,
+                "documents": now.documents + len(new),
                 "sentences": now.sentences + len(part.sentence_lengths),
                 "tokens": now.tokens + len(part.tokens) // self._itemsize,
             }
@@ -130,11 +172,18 @@ class ShardWriter:
                 os.fsync(stream.fileno())
         write_progress(self.root, self.progress)
 
-    def _write_tokens(self, tokens: bytes, bounds: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        """Write documents that lie between these places among all tokens."""
+    def _rewrite_last_end(self, sentences: int) -> None:
+        self._documents.seek(-_OFFSET_BYTES, os.SEEK_END)
+        self._documents.write(np.int64(sentences).tobytes())
+
+    def _write_tokens(self, tokens: bytes, bounds: np.ndarray[Any, np.dtype[np.int64]], *, joins: bool) -> None:
+        """Write documents that lie between these places among all tokens; one that joins stays in its shard."""
         first, last = 0, len(bounds) - 1
         while first < last:
-            if self._shard is None or bounds[first] - self.progress.shard_starts[-1] >= self._shard_tokens:
+            within = joins and first == 0
+            if self._shard is None or (
+                not within and bounds[first] - self.progress.shard_starts[-1] >= self._shard_tokens
+            ):
                 self._begin_shard(int(bounds[first]))
             full = self.progress.shard_starts[-1] + self._shard_tokens
             next_shard = max(first + 1, min(last, int(np.searchsorted(bounds, full))))
@@ -154,13 +203,9 @@ class ShardWriter:
 
     def _open(self, path: Path, size: int) -> IO[bytes]:
         """Open at the end of the first `size` bytes, which are all that is to be kept."""
-        if self.progress.chunks == 0 or size == 0:
+        if self.progress.pieces == 0 or size == 0:
             path.write_bytes(bytes(size))  # offsets begin with a zero
         stream = self._stack.enter_context(path.open("r+b"))
-        if stream.seek(0, os.SEEK_END) < size:
-            raise ArtifactError(
-                f"{path} is shorter than was noted: it was damaged. Remove {self.root}, and build again."
-            )
         stream.truncate(size)
         stream.seek(size)
         return stream

@@ -22,7 +22,7 @@ from bertfast.artifact import open_manifest
 from bertfast.errors import ArtifactError, ConfigError, DataError, WorkerError
 from bertfast.text import chunks, shards, workplace
 from bertfast.text import tokenizer as tokenization
-from bertfast.text.build import Engine, Part, Recipe, engine_of, in_processes, in_this_process
+from bertfast.text.build import Job, Part, Workforce, in_processes, in_this_process, workforce_of
 from bertfast.text.chunks import Chunk
 from bertfast.text.corpus import build_corpus, build_corpus_of_files, open_corpus, verify_corpus
 from bertfast.text.documents import read_documents
@@ -57,8 +57,8 @@ def inputs(documents: list[str], tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def build(inputs: list[Path], tokenizer: Tokenizer) -> partial[None]:
-    engine = in_this_process
-    return partial(build_corpus_of_files, inputs, tokenizer=tokenizer, engine=engine, shard_tokens=SHARD_TOKENS)
+    workforce = in_this_process
+    return partial(build_corpus_of_files, inputs, tokenizer=tokenizer, workforce=workforce, shard_tokens=SHARD_TOKENS)
 
 
 @pytest.fixture
@@ -68,18 +68,18 @@ def whole(build: partial[None], tmp_path: Path) -> str:
     return open_corpus(tmp_path / "whole").sha256
 
 
-def after(count: int, seen: list[Chunk] | None = None) -> Engine:
-    """An engine that is interrupted after some chunks."""
+def after(count: int, seen: list[Chunk] | None = None) -> Workforce:
+    """A workforce that is interrupted after some chunks."""
 
-    def engine(stream: Iterable[Chunk], recipe: Recipe) -> Generator[Part, None, None]:
+    def workforce(stream: Iterable[Chunk], job: Job) -> Generator[Part, None, None]:
         for number, chunk in enumerate(stream):
             if number == count:
                 raise KeyboardInterrupt
             if seen is not None:
                 seen.append(chunk)
-            yield from in_this_process([chunk], recipe)
+            yield from in_this_process([chunk], job)
 
-    return engine
+    return workforce
 
 
 def test_the_number_of_workers_and_the_size_of_chunks_change_no_byte(
@@ -91,7 +91,7 @@ def test_the_number_of_workers_and_the_size_of_chunks_change_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     build_corpus(read_documents(inputs), tmp_path / "texts", tokenizer, shard_tokens=SHARD_TOKENS)
-    build(out=tmp_path / "three", engine=partial(in_processes, workers=3))
+    build(out=tmp_path / "three", workforce=partial(in_processes, workers=3))
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 700)
     build(out=tmp_path / "small")
     expected = open_manifest(tmp_path / "whole")
@@ -106,9 +106,9 @@ def test_a_build_goes_on_with_the_next_chunk(build: partial[None], whole: str, t
     out, seen = tmp_path / "c", list[Chunk]()
     for count in (1, 0, 3, 2):
         with pytest.raises(KeyboardInterrupt):
-            build(out=out, engine=after(count, seen))
+            build(out=out, workforce=after(count, seen))
         assert not out.exists()
-    build(out=out, engine=after(1000, seen))
+    build(out=out, workforce=after(1000, seen))
     assert open_corpus(out).sha256 == whole
     assert sum(chunk.size for chunk in seen) == sum(chunk.size for chunk in set(seen))
     assert not list(tmp_path.glob("*.build"))
@@ -116,17 +116,17 @@ def test_a_build_goes_on_with_the_next_chunk(build: partial[None], whole: str, t
 
 def test_what_was_written_after_the_last_note_is_cut_off(build: partial[None], whole: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        build(out=tmp_path / "c", engine=after(4))
+        build(out=tmp_path / "c", workforce=after(4))
     for path in (tmp_path / "c.build").glob("*.bin"):
         path.write_bytes(path.read_bytes() + b"torn")
     (tmp_path / "c.build" / "tokens-00099.bin").write_bytes(b"torn")
     build(out=tmp_path / "c")
     assert open_corpus(tmp_path / "c").sha256 == whole
     with pytest.raises(KeyboardInterrupt):
-        build(out=tmp_path / "d", engine=after(4))
+        build(out=tmp_path / "d", workforce=after(4))
     shard = sorted((tmp_path / "d.build").glob("tokens-*"))[-1]
     shard.write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"shorter than was noted.*Remove .*d\.build"):
+    with pytest.raises(ArtifactError, match=r"holds 0 bytes, and .* noted.*remove .*d\.build"):
         build(out=tmp_path / "d")
 
 
@@ -135,7 +135,7 @@ def test_other_settings_or_inputs_are_refused_and_lose_nothing(
 ) -> None:
     out = tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
-        build(out=out, engine=after(2))
+        build(out=out, workforce=after(2))
     for change in ({"newlines": "wrapped"}, {"shard_tokens": 7}, {"tokenizer": NewVocabulary(150)}):
         with pytest.raises(ArtifactError, match="unfinished build of which .* differ"):
             build(out=out, **change)  # type: ignore[arg-type]
@@ -143,10 +143,10 @@ def test_other_settings_or_inputs_are_refused_and_lose_nothing(
         build_corpus_of_files([tmp_path / "nothing"], out, build.keywords["tokenizer"])
     kept = shards.read_progress(tmp_path / "c.build")
     assert kept is not None
-    assert kept.chunks == 2
+    assert kept.pieces == 2
     file = inputs[0] / "a.txt"
     file.write_text(file.read_text() + "\n\nOne document more.")
-    with pytest.raises(ArtifactError, match="inputs differ"):
+    with pytest.raises(ArtifactError, match=r"inputs \(.*a\.txt\) differ"):
         build(out=out)
     build(out=out, overwrite=True)
     build(out=tmp_path / "d")
@@ -159,7 +159,7 @@ def test_a_vocabulary_is_trained_once(
 ) -> None:
     build(out=tmp_path / "whole", tokenizer=NewVocabulary(200))
     with pytest.raises(KeyboardInterrupt):
-        build(out=tmp_path / "c", tokenizer=NewVocabulary(200), engine=after(0))
+        build(out=tmp_path / "c", tokenizer=NewVocabulary(200), workforce=after(0))
     monkeypatch.setattr(tokenization, "train", None)
     build(out=tmp_path / "c", tokenizer=NewVocabulary(200))
     assert open_corpus(tmp_path / "c").sha256 == open_corpus(tmp_path / "whole").sha256
@@ -173,11 +173,11 @@ def test_a_worker_that_is_killed_is_said_and_not_waited_for(build: partial[None]
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(WorkerError, match=r"fewer --workers: the build goes on"):
-        build(out=tmp_path / "c", engine=partial(in_processes, workers=2), on_progress=kill)
+    with pytest.raises(WorkerError, match=r"fewer --workers: the build goes on.*under `if __name__"):
+        build(out=tmp_path / "c", workforce=partial(in_processes, workers=2), on_progress=kill)
     progress = shards.read_progress(tmp_path / "c.build")
     assert progress is not None
-    assert progress.chunks > 0
+    assert progress.pieces > 0
     build(out=tmp_path / "c")
     assert open_corpus(tmp_path / "c").sha256 == whole
 
@@ -185,7 +185,7 @@ def test_a_worker_that_is_killed_is_said_and_not_waited_for(build: partial[None]
 def test_ray_that_is_not_there_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'bertfast\[ray\]'"):
-        engine_of("ray", None)
+        workforce_of("ray", None)
 
 
 def test_a_second_build_at_the_same_place_is_refused(build: partial[None], tmp_path: Path) -> None:
@@ -213,18 +213,24 @@ def test_what_a_kill_at_the_very_end_leaves_is_no_danger_to_the_corpus(
         build(out=tmp_path / "c")
     assert (tmp_path / "c.build" / shards.SENTENCES).samefile(tmp_path / "c" / shards.SENTENCES)
     with pytest.raises(KeyboardInterrupt):
-        build(out=tmp_path / "c", newlines="sentence", overwrite=True, engine=after(1))
+        build(out=tmp_path / "c", newlines="sentence", overwrite=True, workforce=after(1))
     assert verify_corpus(tmp_path / "c").sha256 == whole
 
 
 SCRIPT = """
-import sys
+import sys, time
 from bertfast import cli
-from bertfast.text import chunks, corpus
+from bertfast.text import chunks, corpus, shards
+def note_and_wait(self):
+    note(self)
+    if gate and self.progress.pieces >= int(gate):  # here it stands until it is killed
+        open("gate", "w").close()
+        time.sleep(600)
 if __name__ == "__main__":
     chunks.CHUNK_BYTES = 20_000
     corpus._NOTE_EVERY_S = 0.0
-    sys.argv = ["bertfast", *sys.argv[1:]]
+    gate, note = sys.argv.pop(1), shards.ShardWriter.note
+    shards.ShardWriter.note = note_and_wait
     cli.main()
 """
 
@@ -233,16 +239,18 @@ if __name__ == "__main__":
 def test_a_killed_or_interrupted_build_goes_on_and_leaves_no_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path)
     (tmp_path / "run.py").write_text(SCRIPT)
-    lines = (f"The river {i} crosses the bridge.\nThe lantern waits {i * 7}.\n\n" for i in range(15_000))
+    os.mkfifo(tmp_path / "gate")
+    lines = (f"The river {i} crosses the bridge.\nThe lantern waits {i * 7}.\n\n" for i in range(7_000))
     (tmp_path / "text.txt").write_text("".join(lines))
     verb = ["corpus", "build", "text.txt", "--tokenizer", "vocab.txt", "--workers", "2", "--out"]
-    command = [sys.executable, "run.py", *verb]
     environment = {**os.environ, "PYTHONPATH": str(Path(bertfast.__file__).parents[1])}
     start = partial(subprocess.Popen, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-    chunks_done = 0
-    for sign in (signal.SIGKILL, signal.SIGINT):
-        process = start([*command, "c"])
-        chunks_done = wait_for_chunks(tmp_path / "c.build", chunks_done + 5)
+    for sign, pieces in ((signal.SIGKILL, 4), (signal.SIGINT, 8)):
+        process = start([sys.executable, "run.py", str(pieces), *verb, "c"])
+        (tmp_path / "gate").read_bytes()
+        progress = shards.read_progress(tmp_path / "c.build")
+        assert progress is not None
+        assert progress.pieces == pieces
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         if sign == signal.SIGKILL:
             process.kill()
@@ -255,19 +263,10 @@ def test_a_killed_or_interrupted_build_goes_on_and_leaves_no_process(tmp_path: P
         assert gone(children)
         assert not (tmp_path / "c").exists()
     for name in "cd":
-        subprocess.run([*command, name], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        command = [sys.executable, "run.py", "", *verb, name]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert open_corpus(tmp_path / "c").sha256 == open_corpus(tmp_path / "d").sha256
     assert not list(tmp_path.glob("*.build"))
-
-
-def wait_for_chunks(place: Path, count: int) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        progress = shards.read_progress(place)
-        if progress and progress.chunks >= count:
-            return progress.chunks
-        time.sleep(0.01)
-    raise TimeoutError(place)
 
 
 def gone(processes: list[str]) -> bool:
@@ -288,7 +287,7 @@ def gone(processes: list[str]) -> bool:
         ("a.txt", b"\n \n\n", "holds no text"),
         ("a.txt", b"A document.\n\nA\0nother.\n", "a.txt:3 holds a NUL byte"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\\udc00"}\n', "a.jsonl:2 holds half of a surrogate pair"),
-        ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', r"0 document\(s\)"),
+        ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', "a.jsonl holds no text"),
     ],
 )
 def test_bad_text_leaves_nothing_behind(
@@ -296,7 +295,7 @@ def test_bad_text_leaves_nothing_behind(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        build_corpus_of_files([tmp_path / name], tmp_path / "c", tokenizer, engine=partial(in_processes, workers=1))
+        build_corpus_of_files([tmp_path / name], tmp_path / "c", tokenizer, workforce=partial(in_processes, workers=1))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -311,12 +310,12 @@ def test_documents_of_one_sentence_and_repeated_lines_are_warned_of(
     single = tmp_path / "single.txt"
     single.write_text("\n\n".join(f"Sentence {i} stands alone." for i in range(50)))
     with pytest.warns(UserWarning, match="every document is one sentence"):
-        build_corpus_of_files([single], tmp_path / "a", tokenizer, engine=in_this_process)
+        build_corpus_of_files([single], tmp_path / "a", tokenizer, workforce=in_this_process)
     assert open_corpus(tmp_path / "a").num_documents == 50
     repeated = tmp_path / "repeated.txt"
     repeated.write_text("\n\n".join(f"Sentence {i} is new.\nAll rights reserved." for i in range(50)))
     with pytest.warns(UserWarning, match="49% of the sentences repeat an earlier one"):
-        build_corpus_of_files([repeated], tmp_path / "b", tokenizer, engine=in_this_process)
+        build_corpus_of_files([repeated], tmp_path / "b", tokenizer, workforce=in_this_process)
     assert open_manifest(tmp_path / "b").settings["duplicate_sentence_share"] == pytest.approx(0.49)
 
 
@@ -327,7 +326,7 @@ from bertfast.text import chunks, documents, tokenizer
 from bertfast.text.build import in_this_process
 from bertfast.text.corpus import build_corpus_of_files
 chunks.CHUNK_BYTES = documents.MAX_DOCUMENT_CHARS = 1 << 16
-build = lambda name: build_corpus_of_files([Path(name)], Path(name + ".corpus"), words, engine=in_this_process)
+build = lambda name: build_corpus_of_files([Path(name)], Path(name + ".corpus"), words, workforce=in_this_process)
 words = tokenizer.load(Path("vocab.txt"))
 build("short.txt")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -340,8 +339,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path)
     sentences = [f"{a} {b} crosses the old {c}. " for a, b, c in itertools.product(("The", "A"), "xyz", "abcdefgh")]
-    (tmp_path / "short.txt").write_text("".join(sentences * 100))
-    (tmp_path / "long.txt").write_text("".join(sentences * 10_000))
+    (tmp_path / "short.txt").write_text("One document.\n\n" + "".join(sentences * 100))
+    (tmp_path / "long.txt").write_text("One document.\n\n" + "".join(sentences * 10_000))
     environment = {**os.environ, "PYTHONPATH": str(Path(bertfast.__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

@@ -15,13 +15,38 @@ from hypothesis import strategies as st
 from bertfast.errors import DataError
 from bertfast.text import chunks, documents
 from bertfast.text.chunks import Chunk, chunks_of, pieces_of
-from bertfast.text.documents import Boundary, TextFormat, read_documents
+from bertfast.text.documents import Boundary, Continuation, TextFormat, in_pieces, read_documents
 
 TEXT = st.lists(
     st.sampled_from(
-        ["\n", "\n\n", "\r\n", " \n", "\t", "\ufeff", "\u3000\n", "A word.", "caf\u00e9 " * 9, "x" * 70, "\u4f60" * 30]
+        [
+            *("\n", "\n\n", "\r\n", " \n", "\t", "\ufeff", "\u3000\n", " " * 47, " " * 48, " " * 99, "x" * 48 + "\n"),
+            *("A word.", "caf\u00e9 " * 9, "x" * 70, "\u4f60" * 30),
+        ]
     )
-).map(lambda pieces: "".join([*pieces, "End"]))
+).map("".join)
+
+
+def documents_of(text: str, boundary: Boundary) -> list[str]:
+    """The documents of a small plain text, each whole, without the white space around its lines and blank lines."""
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+    if boundary == "file":
+        found = [lines]
+    else:
+        found = [list(group) for blank, group in itertools.groupby(lines, lambda line: not line.strip()) if not blank]
+    documents = ("".join("".join(lines).split()) for lines in found)
+    return [document for document in documents if document]
+
+
+def joined(pieces: list[str]) -> list[str]:
+    """Documents of pieces, without white space: where it is cut, a line may lose some."""
+    documents: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, Continuation):
+            documents[-1] += "".join(piece.split())
+        else:
+            documents.append("".join(piece.split()))
+    return documents
 
 
 @pytest.fixture
@@ -38,7 +63,7 @@ def cut(inputs: list[Path], text_format: TextFormat) -> list[Chunk]:
 
 
 def read(inputs: list[Path], text_format: TextFormat) -> list[str]:
-    return [text for chunk in cut(inputs, text_format) for text in chunk.texts(text_format)]
+    return [text for chunk in cut(inputs, text_format) for _, text in chunk.texts(text_format)]
 
 
 @pytest.mark.usefixtures("small")
@@ -49,7 +74,16 @@ def test_plain_text_in_chunks_is_what_it_is_as_a_stream(
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "a.txt"
     file.write_bytes(text.encode())
-    assert read([file], TextFormat(boundary)) == list(read_documents([file], boundary=boundary))
+    expected = documents_of(text, boundary)
+    if not expected:
+        with pytest.raises(DataError, match=r"holds no text|is empty"):
+            list(read_documents([file], TextFormat(boundary)))
+        return
+    pieces = read([file], TextFormat(boundary))
+    assert joined(pieces) == expected
+    assert all(len(piece) <= 48 for piece in pieces)
+    stream = list(read_documents([file], TextFormat(boundary)))
+    assert [(type(piece), piece) for piece in pieces] == [(type(piece), piece) for piece in stream]
 
 
 @pytest.mark.usefixtures("small")
@@ -68,10 +102,43 @@ def test_every_format_in_chunks_is_what_it_is_as_a_stream(tmp_path: Path) -> Non
         assert read([file], text_format) == list(read_documents([file]))
     # Whoever works on the chunk reads it, wherever that can be.
     carried = {
-        name: any(isinstance(piece, str) for piece in pieces_of([file], text_format)) for name, file in files.items()
+        name: any(isinstance(piece, str) for _, piece in pieces_of([file], text_format)) for name, file in files.items()
     }
     assert carried == {"a.jsonl": False, "b.jsonl.gz": True, "c.parquet": False, "d.parquet": True, "e.txt": True}
     assert read([tmp_path], text_format) == list(read_documents([tmp_path]))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_long_document_is_cut_alike_in_every_format(tmp_path: Path) -> None:
+    texts = [
+        "caf\u00e9 " * 40 + "\n" + "\u4f60" * 48 + "\nEnd",
+        " " * 48 + "late",
+        "short",
+        "line\n" * 30 + "end",
+        "x" * 48,
+    ]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(rows)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    expected = [(type(piece), piece.strip()) for piece in in_pieces(texts)]
+    assert sum(kind is str for kind, _ in expected) == len(texts)
+    assert len(expected) >= 2 * len(texts)
+    for path in tmp_path.iterdir():
+        assert [(type(piece), piece.strip()) for piece in read([path], TextFormat())] == expected
+
+
+@pytest.mark.usefixtures("small")
+def test_a_cut_line_is_one_line_to_errors(tmp_path: Path) -> None:
+    good = "x" * 48 + "\n" + " " * 100 + "y" * 500 + "\n" + "z\n" * 30
+    (tmp_path / "a.txt").write_bytes(good.encode() + b"\0\n")
+    for text_format in (TextFormat(), TextFormat("file")):
+        with pytest.raises(DataError, match=r"a\.txt:33 holds a NUL"):
+            read([tmp_path / "a.txt"], text_format)
+    (tmp_path / "b.txt").write_bytes(b"A first document.\n\n" * 10 + good.encode() + b"\0\n")
+    with pytest.raises(DataError, match=r"b\.txt:53 holds a NUL"):
+        read([tmp_path / "b.txt"], TextFormat())
 
 
 def test_small_files_share_a_chunk_and_large_ones_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,17 +168,6 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(good * (30 if name.endswith("jsonl") else 15) + line + b"\n" + good)
     with pytest.raises(DataError, match=message):
         read([tmp_path / name], TextFormat())
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.txt", b"\n \n\t\r\n"), ("a.jsonl", b"\n\n"), ("a.txt", b"")])
-def test_a_file_without_text_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"holds no text|is empty"):
-        read([tmp_path / name], TextFormat())
-    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="holds no text"):
-        read([tmp_path / "a.parquet"], TextFormat())
 
 
 def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path) -> None:

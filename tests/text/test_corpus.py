@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def test_a_stream_is_read_without_being_held(
             nonlocal held
             held -= 1
 
-    most = 0
+    most, number = 0, itertools.count()
 
     def stream() -> object:
         nonlocal most
         for _ in range(3000):
             most = max(most, held)
-            yield Text("The river crosses.\nThe bridge waits.")
+            yield Text(f"The river crosses {next(number)}.\nThe bridge waits {next(number)}.")
 
     build_corpus(stream(), tmp_path / "c", tokenizer)  # type: ignore[arg-type]
     assert open_corpus(tmp_path / "c").num_documents == 3000
@@ -99,3 +100,14 @@ def test_mixed_scripts_are_kept_apart_and_in_order(tokenizer: Tokenizer, tmp_pat
     corpus = open_corpus(tmp_path / "c")
     expected = tokenizer.ids_of_texts([sentence for text in texts for sentence in split_document(text)])
     assert [corpus.tokens(i, i + 1).tolist() for i in range(corpus.num_sentences)] == expected
+
+
+def test_offsets_past_the_tokens_are_refused(documents: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    build_corpus(documents, tmp_path / "c", tokenizer)
+    corpus = open_corpus(tmp_path / "c")
+    with pytest.raises(ArtifactError, match=r"has no token .* damaged. Build it again"):
+        corpus.copy_tokens(corpus.num_tokens - 1, np.empty(2, np.int64))
+    offsets = tmp_path / "c" / "sentences.bin"
+    offsets.write_bytes(offsets.read_bytes()[:-8] + np.int64(corpus.num_tokens + 1).tobytes())
+    with pytest.raises(ArtifactError, match="offsets do not end where its tokens do"):
+        open_corpus(tmp_path / "c")

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from bertfast.errors import DataError
-from bertfast.text.documents import MAX_DOCUMENT_CHARS, read_documents
+from bertfast.text import documents
+from bertfast.text.documents import MAX_DOCUMENT_CHARS, TextFormat, read_documents
 
 TEXT = "First line.\nSecond line.\n\n\nAnother document.\n"
 
@@ -22,7 +23,7 @@ def write(path: Path, content: str | bytes) -> Path:
 def test_blank_lines_end_documents(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", TEXT)
     assert list(read_documents([file])) == ["First line.\nSecond line.", "Another document."]
-    assert len(list(read_documents([file], boundary="file"))) == 1
+    assert len(list(read_documents([file], TextFormat("file")))) == 1
 
 
 def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path: Path) -> None:
@@ -70,6 +71,8 @@ def test_a_document_without_end_comes_in_pieces(tmp_path: Path, name: str) -> No
         ("a.jsonl", b'{"txt": "a"}\n', r"no column 'text.*it has txt\. Did you mean 'txt'"),
         ("a.jsonl", b'{"text": 3}\n', "'text' is int"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\\uDc00"}\n', "a.jsonl:2 holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "a.jsonl:1 is not JSON .*4300 digits"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1 is not JSON"),
         ("a.parquet", b"PAR1 and then nothing", "not a whole Parquet file"),
     ],
 )
@@ -82,3 +85,31 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path / "corpus.txt", "x")
     with pytest.raises(DataError, match=r"does not exist. Did you mean 'corpus.txt'"):
         list(read_documents([tmp_path / "corpu.txt"]))
+
+
+def test_damage_inside_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"Sentence {i * 7919} of many." for i in range(5000)]})
+    pyarrow.parquet.write_table(table, path, compression="snappy", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[1000:3000] = b"\xff" * 2000
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet is not a whole Parquet file: .*again"):
+        list(read_documents([path]))
+
+
+def test_of_a_parquet_file_only_the_text_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "content": ["One."], "body": ["Two."]}), path)
+    asked: list[object] = []
+    read = documents.read_parquet
+
+    def watched(*arguments: object) -> object:
+        for number, row in read(*arguments):  # type: ignore[arg-type]
+            asked.append(list(row))
+            yield number, row
+
+    monkeypatch.setattr(documents, "read_parquet", watched)
+    assert list(read_documents([path])) == ["One."]
+    assert list(read_documents([path], TextFormat(text_column="body"))) == ["Two."]
+    assert asked == [["content"], ["body"]]

@@ -237,6 +237,23 @@ def test_an_epoch_passes_over_every_sentence_once(
         assert [plan.stretch(index, numbered) for index in range(len(plan))] == stretches
 
 
+def test_a_later_epoch_leaves_out_or_repeats_a_few_stretches(numbered: Corpus) -> None:
+    """Its stretches differ from the first one's by up to one a document; nothing else is left out or comes twice."""
+    source = InstanceSource(numbered, np.arange(40), CONFIG)
+    differed = set()
+    for epoch in range(1, 30):
+        plan = source.plan(epoch)
+        assert len(plan) == len(source)
+        more = len(plan.begins) - len(source)
+        times = np.bincount(plan.order, minlength=len(plan.begins))
+        assert times.sum() == len(source)
+        assert (times == 0).sum() == max(0, more)
+        assert (times - 1).clip(0).sum() == max(0, -more)
+        assert abs(more) <= 40
+        differed.add(int(np.sign(more)))
+    assert {-1, 1} <= differed
+
+
 def test_the_instances_of_a_version_are_those_of_the_last(numbered: Corpus) -> None:
     """A run that is resumed after an upgrade goes on with the same data; who changes this says so in CHANGELOG."""
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ import pytest
 from bertfast.artifact import open_manifest
 from bertfast.errors import DataError
 from bertfast.text import chunks, ray_build
-from bertfast.text.build import engine_of, in_processes
+from bertfast.text.build import in_processes, workforce_of
 from bertfast.text.corpus import build_corpus_of_files
 from bertfast.text.tokenizer import Tokenizer
 
@@ -46,8 +46,8 @@ def test_ray_and_local_builds_are_the_same(
     monkeypatch.chdir(tmp_path)
     relative = [path.relative_to(tmp_path) for path in inputs]
     build = partial(build_corpus_of_files, relative, tokenizer=tokenizer, shard_tokens=1500)
-    build(out=tmp_path / "ray", engine=engine_of("ray", None))
-    build(out=tmp_path / "local", engine=partial(in_processes, workers=2))
+    build(out=tmp_path / "ray", workforce=workforce_of("ray", None))
+    build(out=tmp_path / "local", workforce=partial(in_processes, workers=2))
     one, other = open_manifest(tmp_path / "ray"), open_manifest(tmp_path / "local")
     assert one.sha256 == other.sha256
     assert one.settings == other.settings
@@ -57,7 +57,7 @@ def test_ray_and_local_builds_are_the_same(
 def test_what_is_wrong_with_an_input_comes_back_as_such(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": \n')
     with pytest.raises(DataError, match=r"a\.jsonl:2 is not JSON"):
-        build_corpus_of_files([tmp_path / "a.jsonl"], tmp_path / "c", tokenizer, engine=engine_of("ray", 1))
+        build_corpus_of_files([tmp_path / "a.jsonl"], tmp_path / "c", tokenizer, workforce=workforce_of("ray", 1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -72,9 +72,11 @@ def test_a_build_that_was_cut_off_in_processes_goes_on_in_ray(
     build = partial(build_corpus_of_files, inputs, tokenizer=tokenizer)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("bertfast.text.corpus._NOTE_EVERY_S", 0.0)
-        build(out=tmp_path / "c", engine=partial(in_processes, workers=2), on_progress=interrupt)
+        build(out=tmp_path / "c", workforce=partial(in_processes, workers=2), on_progress=interrupt)
     done: list[int] = []
-    build(out=tmp_path / "c", engine=engine_of("ray", None), on_progress=lambda documents, _: done.append(documents))
-    build(out=tmp_path / "d", engine=partial(in_processes, workers=1))
+    build(
+        out=tmp_path / "c", workforce=workforce_of("ray", None), on_progress=lambda documents, _: done.append(documents)
+    )
+    build(out=tmp_path / "d", workforce=partial(in_processes, workers=1))
     assert done[0] > 0
     assert open_manifest(tmp_path / "c").sha256 == open_manifest(tmp_path / "d").sha256
