@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
-import signal
-import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -26,6 +22,7 @@ from bertfast.text.duplicates import sentence_hash
 from bertfast.text.sentences import Newlines, split_document
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.text.word_cache import WordCache, token_dtype
+from bertfast.workers import interrupts_held, worker_pool
 
 
 @dataclass(frozen=True)
@@ -134,18 +131,16 @@ def in_this_process(chunks: Iterable[Chunk], job: Job) -> Generator[Part, None, 
 def in_processes(chunks: Iterable[Chunk], job: Job, *, workers: int) -> Generator[Part, None, None]:
     """Work on chunks in `workers` processes; the parts come in the order of the chunks.
 
-    At most two chunks a worker are under way, so memory does not grow with the text. The processes are spawned: a
-    script that calls this does so under `if __name__ == "__main__":`.
+    At most two chunks a worker are under way, so memory does not grow with the text.
 
     Raises:
         WorkerError: a worker was killed.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+    pool = worker_pool(workers, _one_core)
     under_way: deque[Future[Part]] = deque()
     try:
         for chunk in chunks:
-            with _interrupts_held():
+            with interrupts_held():
                 under_way.append(pool.submit(tokenize_chunk, job, chunk))
             if len(under_way) >= 2 * workers:
                 yield under_way.popleft().result()
@@ -161,31 +156,8 @@ def in_processes(chunks: Iterable[Chunk], job: Job, *, workers: int) -> Generato
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits meanwhile. Processes that are started here inherit that for good: it is their parent's to handle."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker() -> None:
-    """One core a worker, and no worker outlives a parent that was killed."""
+def _one_core() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 @lru_cache(maxsize=1)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bertfast import artifact
 from bertfast.errors import ArtifactError, ConfigError, DataError
@@ -23,8 +22,7 @@ from bertfast.text.files import files_of, format_of, open_binary
 from bertfast.text.shards import Progress
 from bertfast.text.tokenizer import Tokenizer
 
-_LOCK, _INPUTS, _VOCABULARY = "lock", "inputs.json", "vocabulary.json"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_INPUTS, _VOCABULARY = "inputs.json", "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ def working_place(out: Path) -> Iterator[Path]:
     """`OUT.build`, for one build at a time; it goes when the corpus is there, or when there is nothing to keep."""
     place = out.with_name(out.name + ".build")
     artifact.make_own_directory(place)
-    with (place / _LOCK).open("w") as lock:
-        _lock(lock, place)
+    with artifact.hold(place, "building"):
         try:
             yield place
         except DataError as error:
@@ -147,24 +144,6 @@ def train(wanted: NewVocabulary, files: Sequence[Path], text_format: TextFormat,
     if tokenizer.vocab_size != wanted.size:
         warnings.warn(f"the text yields {tokenizer.vocab_size} tokens, and {wanted.size} were asked for.", stacklevel=3)
     return tokenizer
-
-
-def _lock(file: IO[str], place: Path) -> None:
-    with suppress(ModuleNotFoundError):  # Windows has no fcntl; there, nothing hinders two builds at one place
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"another build is writing to {place}. Wait for it, or choose another --out.") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            warnings.warn(
-                f"the file system of {place} has no locks ({error.strerror}), so nothing hinders a second build at the "
-                "same place: start none.",
-                stacklevel=2,
-            )
 
 
 def _is_worth_keeping(place: Path) -> bool:

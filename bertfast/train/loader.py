@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
+from bertfast.errors import WorkerError
 from bertfast.text.batch import TrainingBatch
 from bertfast.workers import interrupts_held, worker_pool
 
@@ -44,7 +46,13 @@ def prefetched(make: Callable[[int], MicroBatches], steps: range, workers: int) 
             pending = deque(pool.submit(task, step) for step in steps[:ahead])
         for step in steps:
             asked_s = time.perf_counter()
-            batches = pending.popleft().result()
+            try:
+                batches = pending.popleft().result()
+            except BrokenProcessPool:
+                raise WorkerError(
+                    f"one of the {workers} processes that make batches ended, most likely because memory ran out. "
+                    "Go on with --resume and fewer of them: --set workers=1."
+                ) from None
             waited_s = time.perf_counter() - asked_s
             if step + ahead in steps:
                 with interrupts_held():

@@ -189,7 +189,7 @@ def test_ray_that_is_not_there_is_said_before_anything_is_begun(monkeypatch: pyt
 
 
 def test_a_second_build_at_the_same_place_is_refused(build: partial[None], tmp_path: Path) -> None:
-    with working_place(tmp_path / "c"), pytest.raises(ArtifactError, match="another build is writing"):
+    with working_place(tmp_path / "c"), pytest.raises(ArtifactError, match="another process is building"):
         build(out=tmp_path / "c")
 
 
