@@ -290,7 +290,7 @@ def _finish(draft: artifact.Draft, progress: Progress, place: Path, tokenizer: T
     if progress.documents < 2:
         raise DataError(
             f"the inputs hold {progress.documents} document(s), and next-sentence prediction needs at least 2. "
-            "Separate documents by a blank line, or pass --documents file where each file is one."
+            "Give more of them: a blank line stands between documents, or, with --documents file, each file is one."
         )
     names = [shards.shard_path(place, i).name for i in range(len(progress.shard_starts))]
     if place != draft.path:

@@ -28,7 +28,7 @@ PLATEAU_STEPS, PLATEAU_PROGRESS, PLATEAU_LEVEL, NSP_LEARNT, PLATEAU_RATE = 1000,
 _PLATEAU_ROWS = 4
 # The gradient's norm is out of bounds when it is so many times its median in so many logged rows on end.
 GRADIENT_FACTOR, _GRADIENT_ROWS, _GRADIENT_HISTORY, _GRADIENT_LEAST = 10.0, 3, 100, 20
-LOADER_SHARE, _LOADER_ROWS, _LOADER_LEAST = 0.05, 20, 5
+LOADER_SHARE, _LOADER_ROWS = 0.05, 20
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def gradient_alarm(rows: Sequence[Row]) -> Alarm | None:
 def loader_alarm(rows: Sequence[Row]) -> Alarm | None:
     """Too much of the time spent waiting for data: the median of `loader_wait_share` over the last rows."""
     known = [row for row in rows if "loader_wait_share" in row][-_LOADER_ROWS:]
-    if len(known) < _LOADER_LEAST:
+    if len(known) < _LOADER_ROWS:  # the first step of every start waits
         return None
     share = median(row["loader_wait_share"] for row in known)
     if share <= LOADER_SHARE:

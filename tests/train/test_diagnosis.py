@@ -127,7 +127,8 @@ def test_waiting_for_data_raises_the_alarm_and_a_slow_start_does_not() -> None:
     def waits(*shares: float) -> list[Row]:
         return [{"step": number, "loader_wait_share": share} for number, share in enumerate(shares, 1)]
 
-    assert first_alarms(waits(*[LOADER_SHARE + 0.01] * 5)) == [("loader", 5)]
+    assert first_alarms(waits(*[LOADER_SHARE + 0.01] * 20)) == [("loader", 20)]
+    assert first_alarms(waits(*[LOADER_SHARE + 0.01] * 19)) == []
     assert first_alarms(waits(0.9, 0.4, *[0.01] * 50)) == []
 
 
