@@ -36,7 +36,7 @@ def vocabulary() -> Path:
 
 def build(inputs: list[Path], workers: int, out: Path) -> dict[str, Any]:
     """Build once and watch the processes."""
-    command = [sys.executable, "-m", "bertfast.cli", "corpus", "build", *map(str, inputs)]
+    command = [sys.executable, "-m", "bertfast", "corpus", "build", *map(str, inputs)]
     command += ["--tokenizer", str(vocabulary()), "--workers", str(workers), "--out", str(out)]
     started_s = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -29,7 +29,7 @@ SETTINGS = (
 
 
 def start(corpus: Path, out: Path, resume: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bertfast.cli", "train", "pretrain", "--corpus", str(corpus), "--out", str(out)]
+    command = [sys.executable, "-m", "bertfast", "train", "pretrain", "--corpus", str(corpus), "--out", str(out)]
     command += [*SETTINGS, *(["--resume"] if resume else [])]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 

@@ -33,6 +33,7 @@ import transformers
 from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, PretrainConfig, read_settings
 from bertfast.tasks import get_task
+from bertfast.tasks.task import NoSettings
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.batch import IGNORE_INDEX
 from bertfast.text.corpus import Corpus, build_corpus, open_corpus
@@ -76,11 +77,11 @@ def ours(name: str, source: InstanceSource, config: PretrainConfig, shape: Model
     device = torch.device(config.device)
     task = get_task("pretrain")
     torch.manual_seed(config.seed)
-    model = task.build(shape, 2).to(device).train()
+    model = task.build(shape, 2, NoSettings()).to(device).train()
     layout = packed_layout(source, config, shape, World())
     print(f"{name}: {layout}", file=sys.stderr)
     optimizer = make_optimizer(model, config)
-    trainer = loop.Trainer(task, model, model, device, Precision(config.precision))
+    trainer = loop.Trainer(task, NoSettings(), model, model, device, Precision(config.precision))
     losses_of = torch.compile(trainer.losses, dynamic=False) if config.compile else trainer.losses
     pad_id, numbers = source.corpus.tokenizer.pad_id, itertools.count()
 

@@ -31,6 +31,7 @@ from bertfast.config import FinetuneConfig, read_settings
 from bertfast.export.export import export
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.tasks import get_task
+from bertfast.tasks.task import NoSettings
 from bertfast.text.labelled import label_names, read_examples
 from bertfast.train import loop
 from bertfast.train.device import choose_precision
@@ -122,7 +123,7 @@ def our_steps(data: Path, config: FinetuneConfig) -> Iterator[None]:
     examples = read_examples(data / "train.tsv")
     rows = encode_rows(examples, label_names(examples), checkpoint.tokenizer, config, data)
     source = FinetuneSource(rows, checkpoint.tokenizer.pad_id, config)
-    model = task.build(checkpoint.config, 2)
+    model = task.build(checkpoint.config, 2, NoSettings())
     load_weights(model, minilm())
     device = torch.device("cpu")
     trainer = loop.Trainer(task, model.train(), device, choose_precision(config, device))

@@ -95,7 +95,7 @@ def write_checkpoint(
 
     torch.manual_seed(7)
     task = get_task(task_name)
-    model = task.build(config, len(labels) or 2)
+    model = task.build(config, len(labels) or 2, task.settings())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def bertfast(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bertfast.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "bertfast", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT, cwd=cwd, timeout=300)
 
 
@@ -211,7 +211,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
 
 @pytest.mark.parametrize("line", [b'{"text": "\\ud83d"}', b'{"text": "caf\xe9"}', b'{"id": "\\ud83d", "text": "a"}'])
 def test_a_request_that_is_no_text_names_its_line(exported: Path, line: bytes) -> None:
-    command = [sys.executable, "-m", "bertfast.cli", "predict", str(exported)]
+    command = [sys.executable, "-m", "bertfast", "predict", str(exported)]
     done = subprocess.run(command, input=b'{"text": "a"}\n' + line + b"\n", capture_output=True, env=ENVIRONMENT)
     assert done.returncode == 2
     assert b"standard input:2" in done.stderr
@@ -263,7 +263,7 @@ def test_a_full_disk_ends_with_status_2_and_nothing_half_written(
 
 def test_ctrl_c_says_what_to_do(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
     files = ["--train", str(row_files[0]), "--dev", str(row_files[1])]
-    command = [sys.executable, "-m", "bertfast.cli", "train", "classify", "--model", str(pretrained), *files]
+    command = [sys.executable, "-m", "bertfast", "train", "classify", "--model", str(pretrained), *files]
     settings = [
         "--set=max_length=32",
         "--set=max_steps=100000",
@@ -285,7 +285,7 @@ def test_ctrl_c_says_what_to_do(pretrained: Path, row_files: tuple[Path, Path], 
 
 def test_a_reader_that_stops_is_no_error(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 3000)
-    predict = f"{sys.executable} -m bertfast.cli predict {exported} --input in.jsonl"
+    predict = f"{sys.executable} -m bertfast predict {exported} --input in.jsonl"
     script = f"set -o pipefail; {predict} | head -1"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")

@@ -87,7 +87,7 @@ def test_a_name_that_is_neither_names_the_nearest_preset() -> None:
 
 
 def test_help_names_every_preset() -> None:
-    command = [sys.executable, "-m", "bertfast.cli", "train", "pretrain", "--help"]
+    command = [sys.executable, "-m", "bertfast", "train", "pretrain", "--help"]
     environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
     printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
     words = set(printed.replace(",", " ").replace(".", " ").split())

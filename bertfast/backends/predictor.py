@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,9 @@ from bertfast.backends.protocol import Backend
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import ServedModel, open_served
 from bertfast.errors import DataError
-from bertfast.tasks import Answer
-from bertfast.text.batch import group_by_budget, pad
+from bertfast.tasks import Answer, Context, Outputs, Task
+from bertfast.text.batch import Batch, group_by_budget, pad
+from bertfast.text.labelled import Request
 from bertfast.text.tokenizer import Encoded
 
 MAX_BATCH_TOKENS = 4096
@@ -52,24 +53,16 @@ class Predictor:
         if isinstance(inputs, str | Mapping):
             raise DataError("predict takes many inputs: put the one into a list.")
         source = iter(inputs)
-        while window := list(islice(source, _WINDOW)):
-            yield from self.answer(self.encode(window))
+        while window := [as_request(item) for item in islice(source, _WINDOW)]:
+            yield from self.answer(window, self.encode(window))
 
-    def encode(self, inputs: Sequence[Input]) -> list[Encoded]:
-        """Tokenise inputs, cut to the model's length."""
-        texts = [self.model.task.read_request(_as_request(item)) for item in inputs]
-        return self.model.vocabulary.tokenizer.encode(texts, self.model.max_length)
+    def encode(self, requests: Sequence[Request]) -> list[list[Encoded]]:
+        """The sequences of each request."""
+        return self.model.task.encode(requests, self.model.context)
 
-    def answer(self, encoded: Sequence[Encoded]) -> list[Answer]:
-        """Run tokenised inputs in batches of similar length; answers come back in the order of the inputs."""
-        answers: list[Answer] = [{} for _ in encoded]
-        pad_id = self.model.vocabulary.tokenizer.pad_id
-        for indices in group_by_budget([len(item) for item in encoded], MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES):
-            rows = [encoded[i] for i in indices]
-            decoded = self.model.task.decode(self.backend.run(pad(rows, pad_id)), rows, self.model.vocabulary)
-            for i, row, answer in zip(indices, rows, decoded, strict=True):
-                answers[i] = answer | {"truncated": True} if row.truncated else answer
-        return answers
+    def answer(self, requests: Sequence[Request], encoded: Sequence[Sequence[Encoded]]) -> list[Answer]:
+        """Run requests that are already tokenised; answers come in their order."""
+        return answers(self.backend.run, self.model.task, requests, encoded, self.model.context)
 
     def close(self) -> None:
         self.backend.close()
@@ -83,6 +76,34 @@ class Predictor:
         self.close()
 
 
+def answers(
+    run: Callable[[Batch], Outputs],
+    task: Task,
+    requests: Sequence[Request],
+    encoded: Sequence[Sequence[Encoded]],
+    context: Context,
+) -> list[Answer]:
+    """The answers to tokenised requests, in their order; sequences go through in batches of similar length.
+
+    Args:
+        run: the model: outputs of a batch as float32 arrays.
+        encoded: the sequences of each request.
+    """
+    sequences = [sequence for windows in encoded for sequence in windows]
+    pieces: list[Any] = [None] * len(sequences)
+    for indices in group_by_budget([len(item) for item in sequences], MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES):
+        rows = [sequences[i] for i in indices]
+        decoded = task.decode(run(pad(rows, context.tokenizer.pad_id)), rows, context)
+        for i, piece in zip(indices, decoded, strict=True):
+            pieces[i] = piece
+    found: list[Answer] = []
+    left = iter(pieces)
+    for request, windows in zip(requests, encoded, strict=True):
+        answer = task.merge(request, list(islice(left, len(windows))), context)
+        found.append(answer | {"truncated": True} if any(window.truncated for window in windows) else answer)
+    return found
+
+
 def load(path: str | Path, backend: str | None = None, *, threads: int | None = None) -> Predictor:
     """Open an artefact for prediction in a runtime, by default the preferred one that is installed.
 
@@ -94,7 +115,8 @@ def load(path: str | Path, backend: str | None = None, *, threads: int | None = 
     return Predictor(model, open_backend(model, backend, threads=threads))
 
 
-def _as_request(item: Input) -> Mapping[str, Any]:
+def as_request(item: Input) -> Request:
+    """A text, a pair of texts or a request, as a request."""
     match item:
         case str():
             return {"text": item}

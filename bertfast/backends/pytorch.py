@@ -25,7 +25,7 @@ class TorchBackend(Backend):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.outputs = model.task.outputs
         checkpoint = model.checkpoint or open_checkpoint(model.path)
-        self.module = model.task.build(checkpoint.config, len(model.vocabulary.labels))
+        self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)
         load_weights(self.module, model.path, complete=True)
         self.module.to(self.device).eval()
         torch.set_float32_matmul_precision("highest")

@@ -9,7 +9,7 @@ from bertfast import artifact
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError
 from bertfast.model.weights import Checkpoint, open_checkpoint
-from bertfast.tasks import Task, Vocabulary, get_task, task_of
+from bertfast.tasks import Context, Task, get_task, task_of
 from bertfast.text import tokenizer as tokenization
 
 ONNX_FILE = "model.onnx"
@@ -22,7 +22,6 @@ class ServedModel:
     Attributes:
         kind: `checkpoint` or `onnx`.
         precision: what its matrix products are to execute in.
-        max_length: tokens of a sequence; longer texts are cut, as they were in training.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         checkpoint: what it was read from, where that is a checkpoint.
@@ -31,9 +30,8 @@ class ServedModel:
     path: Path
     kind: str
     task: Task
-    vocabulary: Vocabulary
+    context: Context
     precision: Precision
-    max_length: int
     sha256: str
     source_sha256: str
     checkpoint: Checkpoint | None = None
@@ -56,13 +54,14 @@ def open_served(path: Path) -> ServedModel:
 
 def _open_checkpoint(path: Path) -> ServedModel:
     checkpoint = open_checkpoint(path)
+    task = task_of(checkpoint)
+    settings = task.settings.parse(checkpoint.task_settings, str(path))
     return ServedModel(
         path=path,
         kind="checkpoint",
-        task=task_of(checkpoint),
-        vocabulary=Vocabulary(checkpoint.tokenizer, checkpoint.labels),
+        task=task,
+        context=Context(checkpoint.tokenizer, checkpoint.labels, checkpoint.max_length, settings),
         precision=Precision.FP32,
-        max_length=checkpoint.max_length,
         sha256=checkpoint.sha256,
         source_sha256=checkpoint.sha256,
         checkpoint=checkpoint,
@@ -73,13 +72,15 @@ def _open_onnx(path: Path) -> ServedModel:
     manifest = artifact.open_manifest(path, "onnx")
     if manifest.task is None or manifest.precision is None:
         raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
+    task = get_task(manifest.task)
+    settings = task.settings.parse(manifest.settings.get("task", {}), str(path))
+    max_length = int(manifest.settings["max_length"])
     return ServedModel(
         path=path,
         kind="onnx",
-        task=get_task(manifest.task),
-        vocabulary=Vocabulary(tokenization.load(path), manifest.labels),
+        task=task,
+        context=Context(tokenization.load(path), manifest.labels, max_length, settings),
         precision=manifest.precision,
-        max_length=int(manifest.settings["max_length"]),
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
     )

@@ -13,11 +13,11 @@ from bertfast import artifact
 from bertfast.backends import ServedModel, backends_for, open_served
 from bertfast.bench.html import require_reporting, write_html
 from bertfast.bench.report import Measured, Report
-from bertfast.bench.scenarios import Scenario
+from bertfast.bench.scenarios import Scenario, spread
 from bertfast.bench.worker import Candidate, Worker
 from bertfast.errors import BackendError, ConfigError, DataError
-from bertfast.tasks import Task
-from bertfast.text.labelled import Example, label_ids
+from bertfast.tasks import Answer, Task
+from bertfast.text.labelled import Columns, Example, Request
 
 Notify = Callable[[str, int, int], object]
 
@@ -27,15 +27,17 @@ class BenchPlan:
     """What to measure.
 
     Attributes:
-        rows: the rows of `data`; labels may be missing, then there is speed only.
+        data: requests in a form that the artefacts' task reads; without golds there is speed only.
+        limit: how many of them, spread over the file; all where it is None.
         backends: names to measure; all that are installed where it is empty.
         single_stream_rows: how many rows the single-stream scenario sends one at a time in a repeat.
     """
 
     artefacts: Sequence[Path]
     data: Path
-    rows: Sequence[Example]
     command: str
+    columns: Columns = field(default_factory=Columns)
+    limit: int | None = None
     backends: Sequence[str] = ()
     scenarios: Sequence[Scenario] = tuple(Scenario)
     repeats: int = 5
@@ -71,10 +73,11 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     require_reporting()
     models = [open_served(path) for path in plan.artefacts]
     task = _same_task(models)
-    labelled = plan.rows[0].label is not None and all(model.vocabulary.labels for model in models)
-    for model in models if labelled else ():
-        label_ids(plan.rows, model.vocabulary.labels, plan.data)
-    running = _start(plan, models)
+    examples = task.read(plan.data, plan.columns, models[0].context.settings, False)
+    examples = [examples[i] for i in spread(len(examples), plan.limit)] if plan.limit else examples
+    for model in models:
+        task.refuse(examples, model.context.labels)
+    running = _start(plan, models, examples)
     try:
         _measure(plan, running, notify)
     finally:
@@ -82,7 +85,7 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
             item.worker.stop()
     whole = [item for item in running if item.error is None]
     reference = next((item for item in whole if item.backend == "torch"), next(iter(whole), running[0]))
-    report = _report(plan, task if labelled else None, task.name, running, reference)
+    report = _report(plan, task, examples, running, reference)
     with artifact.create(
         out, "report", task=task.name, parents={item.name: item.model.sha256 for item in running}, overwrite=overwrite
     ) as draft:
@@ -101,8 +104,9 @@ def _same_task(models: Sequence[ServedModel]) -> Task:
     return models[0].task
 
 
-def _start(plan: BenchPlan, models: Sequence[ServedModel]) -> list[_Running]:
+def _start(plan: BenchPlan, models: Sequence[ServedModel], examples: Sequence[Example]) -> list[_Running]:
     running: list[_Running] = []
+    requests = [example.request for example in examples]
     for number, model in enumerate(models, 1):
         for backend in backends_for(model):
             if plan.backends and backend not in plan.backends:
@@ -110,7 +114,7 @@ def _start(plan: BenchPlan, models: Sequence[ServedModel]) -> list[_Running]:
             alone = len([other for other in models if other.kind == model.kind]) == 1
             name = backend if alone else f"{model.path.name} {backend}"
             name += f" ({number})" if name in {item.name for item in running} else ""
-            candidate = Candidate(model.path, backend, plan.rows, plan.threads, plan.single_stream_rows)
+            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows)
             running.append(_Running(model, backend, name, Worker(candidate)))
     if not running:
         wanted = ", ".join(plan.backends) or "any backend"
@@ -156,32 +160,34 @@ def _ask(item: _Running, request: str, *arguments: Any) -> Any:
 
 
 def _report(
-    plan: BenchPlan, scored: Task | None, task: str, running: Sequence[_Running], reference: _Running
+    plan: BenchPlan, task: Task, examples: Sequence[Example], running: Sequence[_Running], reference: _Running
 ) -> Report:
-    lengths = [len(text.text.split()) for text in plan.rows] if reference.error else _lengths(plan, reference.model)
+    requests = [example.request for example in examples]
+    golds = [example.gold for example in examples]
+    scored = all(gold is not None for gold in golds)
+    lengths = _lengths(task, requests, reference.model)
     return Report(
         command=plan.command,
         data=plan.data.name,
         data_sha256=artifact.sha256_of(plan.data),
-        rows=len(plan.rows),
-        task=task,
-        metric=scored.metric if scored else None,
+        rows=len(examples),
+        task=task.name,
+        metric=task.metric if scored else None,
         reference=reference.name,
         repeats=plan.repeats,
         threads=plan.threads,
         length_percentiles={f"p{p}": int(np.percentile(lengths, p)) for p in (0, 50, 90, 99, 100)},
         libraries=artifact.libraries(),
         hardware=artifact.hardware(),
-        candidates=tuple(_measured(item, reference, scored, plan.rows) for item in running),
+        candidates=tuple(_measured(item, reference, task, golds if scored else None) for item in running),
     )
 
 
-def _lengths(plan: BenchPlan, model: ServedModel) -> list[int]:
-    texts = [(row.text, row.pair) for row in plan.rows]
-    return [len(row) for row in model.vocabulary.tokenizer.encode(texts, model.max_length)]
+def _lengths(task: Task, requests: Sequence[Request], model: ServedModel) -> list[int]:
+    return [len(sequence) for windows in task.encode(requests, model.context) for sequence in windows]
 
 
-def _measured(item: _Running, reference: _Running, scored: Task | None, rows: Sequence[Example]) -> Measured:
+def _measured(item: _Running, reference: _Running, task: Task, golds: Sequence[Any] | None) -> Measured:
     size = sum(path.stat().st_size for path in item.model.path.rglob("*") if path.is_file())
     named = {
         "name": item.name,
@@ -192,11 +198,11 @@ def _measured(item: _Running, reference: _Running, scored: Task | None, rows: Se
     }
     if item.error is not None:
         return Measured(**named, error=item.error)
-    flips, drift = compare_answers(item.answers, reference.answers) if item is not reference else (None, None)
+    flips, drift = (None, None) if item is reference else compare_answers(task, item.answers, reference.answers)
     return Measured(
         **named,
         **item.facts,
-        metrics=scored.score(item.answers, [row.label or "" for row in rows]) if scored else {},
+        metrics=task.score(item.answers, golds) if golds else {},
         flips=flips,
         largest_score_drift=drift,
         offline_s=tuple(item.offline_s),
@@ -205,17 +211,19 @@ def _measured(item: _Running, reference: _Running, scored: Task | None, rows: Se
 
 
 def compare_answers(
-    answers: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]
+    task: Task, answers: Sequence[Answer], reference: Sequence[Answer]
 ) -> tuple[int | None, float | None]:
-    """(rows with another label, largest change of the score of the reference's label); None where there are none.
+    """(answers that decide otherwise, largest change of the score of the reference's label); None where the task
+    decides nothing or has no scores by label.
 
     Raises:
-        DataError: the two do not answer the same rows.
+        DataError: the two do not answer the same requests.
     """
     if len(answers) != len(reference):
         raise DataError(f"{len(answers)} answers cannot be compared with {len(reference)}.")
-    if not reference or "label" not in reference[0]:
-        return None, None
-    flips = sum(a["label"] != b["label"] for a, b in zip(answers, reference, strict=True))
-    drift = max(abs(a["scores"].get(b["label"], 0.0) - b["score"]) for a, b in zip(answers, reference, strict=True))
-    return flips, drift
+    pairs = list(zip(answers, reference, strict=True))
+    flips = sum(task.decision(a) != task.decision(b) for a, b in pairs) if task.decision else None
+    drifts = [
+        abs(a["scores"].get(label, 0.0) - value) for a, b in pairs for label, value in b.get("scores", {}).items()
+    ]
+    return flips, max(drifts, default=None)

@@ -18,16 +18,16 @@ from bertfast.backends.registry import open_backend
 from bertfast.backends.served import open_served
 from bertfast.bench.scenarios import Scenario, time_offline, time_single_stream, workload
 from bertfast.errors import BackendError, BertfastError
-from bertfast.text.labelled import Example
+from bertfast.text.labelled import Request
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artefact in a backend, and the rows that it is measured on."""
+    """An artefact in a backend, and the requests that it is measured on."""
 
     artefact: Path
     backend: str
-    rows: Sequence[Example]
+    requests: Sequence[Request]
     threads: int | None
     single_stream_rows: int
 
@@ -90,17 +90,18 @@ class _Bench:
         backend = open_backend(model, self.candidate.backend, threads=self.candidate.threads)
         loaded_s = time.perf_counter()
         self.predictor = Predictor(model, backend)
-        self.rows = self.predictor.encode([_request(row) for row in self.candidate.rows])
+        self.encoded = self.predictor.encode(self.candidate.requests)
         tokenized_s = time.perf_counter()
-        pad_id = model.vocabulary.tokenizer.pad_id
+        rows = [sequence for windows in self.encoded for sequence in windows]
+        pad_id = model.context.tokenizer.pad_id
         self.loads = {
-            scenario: workload(scenario, self.rows, pad_id, self.candidate.single_stream_rows) for scenario in Scenario
+            scenario: workload(scenario, rows, pad_id, self.candidate.single_stream_rows) for scenario in Scenario
         }
         return Loaded(
             backend.precision.value,
             loaded_s - start_s,
             tokenized_s - loaded_s,
-            sum(row.truncated for row in self.rows),
+            sum(row.truncated for row in rows),
             {scenario.value: load.sequences for scenario, load in self.loads.items()},
             {scenario.value: load.real_tokens for scenario, load in self.loads.items()},
             {scenario.value: load.padded_tokens for scenario, load in self.loads.items()},
@@ -111,7 +112,7 @@ class _Bench:
         for load in self.loads.values():
             for batch in load.batches:
                 self.predictor.backend.run(batch)
-        return self.predictor.answer(self.rows)
+        return self.predictor.answer(self.candidate.requests, self.encoded)
 
     def measure(self, scenario: str) -> list[float]:
         """Offline: one time in seconds. Single-stream: a latency in milliseconds for each row."""
@@ -146,7 +147,3 @@ def _serve(candidate: Candidate, pipe: Connection) -> None:
             pipe.send((False, str(error)))
         except Exception:  # whatever a runtime raises becomes this candidate's row in the report
             pipe.send((False, traceback.format_exc(limit=-3)))
-
-
-def _request(row: Example) -> dict[str, str]:
-    return {"text": row.text} if row.pair is None else {"text": row.text, "pair": row.pair}

@@ -49,18 +49,18 @@ def check_export(model: ServedModel, source: Backend, exported: Backend) -> dict
 def _batches(model: ServedModel) -> Iterator[tuple[str, Batch]]:
     """Real tokens in the shapes that break exports."""
     rows = _encoded(model)
-    pad_id = model.vocabulary.tokenizer.pad_id
+    pad_id = model.context.tokenizer.pad_id
     longest = max(rows, key=len)
     yield "ragged batch, both segments", pad(rows, pad_id)
     yield "one sequence", pad(rows[:1], pad_id)
-    for length in (1, 2, 7, model.max_length):
+    for length in (1, 2, 7, model.context.max_length):
         ids, types = np.resize(longest.input_ids, length), np.resize(longest.token_type_ids, length)
         yield f"length {length}", pad([Encoded(ids.tolist(), types.tolist())], pad_id)
     yield "rows of nothing but padding", pad([*rows[:2], Encoded([], []), Encoded([], [])], pad_id)
 
 
 def _encoded(model: ServedModel) -> list[Encoded]:
-    return model.vocabulary.tokenizer.encode(_TEXTS, model.max_length)
+    return model.context.tokenizer.encode(_TEXTS, model.context.max_length)
 
 
 def _compare(
@@ -79,9 +79,9 @@ def _compare(
 
 def _padding_invariance(model: ServedModel, backend: Backend, scales: Mapping[str, float]) -> float:
     """The same rows with more padding behind them give the same numbers."""
-    rows, pad_id = _encoded(model)[:4], model.vocabulary.tokenizer.pad_id
+    rows, pad_id = _encoded(model)[:4], model.context.tokenizer.pad_id
     longest = max(map(len, rows))
-    short, long = pad(rows, pad_id), pad(rows, pad_id, min(model.max_length, longest + 17))
+    short, long = pad(rows, pad_id), pad(rows, pad_id, min(model.context.max_length, longest + 17))
     padded = {
         name: values[:, :longest] if name in model.task.per_token else values
         for name, values in backend.run(long).items()
@@ -91,7 +91,7 @@ def _padding_invariance(model: ServedModel, backend: Backend, scales: Mapping[st
 
 def _batch_order(model: ServedModel, backend: Backend, scales: Mapping[str, float]) -> float:
     """The same rows in another order give the same numbers, in that order."""
-    batch = pad(_encoded(model), model.vocabulary.tokenizer.pad_id)
+    batch = pad(_encoded(model), model.context.tokenizer.pad_id)
     turned = Batch(batch.input_ids[::-1].copy(), batch.attention_mask[::-1].copy(), batch.token_type_ids[::-1].copy())
     straight = {name: values[::-1] for name, values in backend.run(batch).items()}
     return _compare(backend.run(turned), straight, turned, model.task.per_token, scales)

@@ -40,20 +40,24 @@ def export(checkpoint_path: Path, out: Path, *, overwrite: bool = False) -> Chec
         "onnx",
         task=served.task.name,
         precision=Precision.FP32,
-        labels=served.vocabulary.labels,
+        labels=served.context.labels,
         parents=parents,
         overwrite=overwrite,
     ) as draft:
         onnx.save(_model(served), draft.path / ONNX_FILE)
-        served.vocabulary.tokenizer.save(draft.path)
+        served.context.tokenizer.save(draft.path)
         checks = _check(served, draft.path, [item.name for item in runtimes])
-        draft.settings = {"max_length": served.max_length, "checks": checks}
+        draft.settings = {
+            "max_length": served.context.max_length,
+            "task": served.context.settings.model_dump(),
+            "checks": checks,
+        }
     return checks
 
 
 def _model(served: ServedModel) -> onnx.ModelProto:
     checkpoint = served.checkpoint or open_checkpoint(served.path)
-    module = served.task.build(checkpoint.config, len(served.vocabulary.labels))
+    module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
     return build_graph(served.task.architecture, weights, checkpoint.config)

@@ -33,6 +33,7 @@ class Checkpoint:
         labels: class names in the order of the logits; empty for a bare encoder.
         max_length: tokens of a sequence that it was trained with, or has positions for where nothing says.
         problem: what the logits mean, where a foreign config.json says so (`problem_type`).
+        task_settings: the task's own settings, where our manifest has some.
         sha256: identity of the artefact, or of the weights file of a foreign directory.
     """
 
@@ -44,6 +45,7 @@ class Checkpoint:
     max_length: int
     problem: str | None
     labels: tuple[str, ...]
+    task_settings: Mapping[str, Any]
     sha256: str
 
 
@@ -76,6 +78,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         max_length=int(manifest.settings.get("max_length", positions)) if manifest else positions,
         problem=settings.get("problem_type"),
         labels=manifest.labels if manifest else _foreign_labels(settings, path / CONFIG_FILE),
+        task_settings=manifest.settings.get("task", {}) if manifest else {},
         sha256=manifest.sha256 if manifest else artifact.sha256_of(weights),
     )
 

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bertfast.config import ModelConfig
+from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
-from bertfast.tasks.task import Answer, Outputs, Task, Vocabulary, read_text_or_pair
-from bertfast.text.batch import IGNORE_INDEX, Int64
+from bertfast.tasks.task import (
+    Answer,
+    Context,
+    NoSettings,
+    Outputs,
+    Targets,
+    Task,
+    as_given,
+    encode_texts,
+    only_piece,
+    take_all,
+    text_or_pair,
+)
+from bertfast.text.batch import IGNORE_INDEX, Features
+from bertfast.text.labelled import Columns, Example, read_examples
 from bertfast.text.tokenizer import Encoded
 
 if TYPE_CHECKING:
@@ -20,22 +34,22 @@ if TYPE_CHECKING:
 _CANDIDATES = 5
 
 
-def decode(outputs: Outputs, encoded: Sequence[Encoded], vocabulary: Vocabulary) -> list[Answer]:
+def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> list[Answer]:
     """`{"masks": [[{"token", "score"}, ...], ...], "is_next"}`: the best tokens for each [MASK] of the request, and
     the probability that the second segment follows the first."""
     answers: list[Answer] = []
     for row, sequence in enumerate(encoded):
-        places = [i for i, token in enumerate(sequence.input_ids) if token == vocabulary.tokenizer.mask_id]
-        masks = [_best_tokens(outputs["prediction_logits"][row, place], vocabulary) for place in places]
+        places = [i for i, token in enumerate(sequence.input_ids) if token == context.tokenizer.mask_id]
+        masks = [_best_tokens(outputs["prediction_logits"][row, place], context) for place in places]
         is_next = float(_softmax(outputs["seq_relationship_logits"][row])[0])
         answers.append({"masks": masks, "is_next": is_next})
     return answers
 
 
-def _best_tokens(logits: npt.NDArray[np.float32], vocabulary: Vocabulary) -> list[Answer]:
+def _best_tokens(logits: npt.NDArray[np.float32], context: Context) -> list[Answer]:
     probabilities = _softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:_CANDIDATES]
-    tokens = vocabulary.tokenizer.tokens(best.tolist())
+    tokens = context.tokenizer.tokens(best.tolist())
     return [{"token": token, "score": float(p)} for token, p in zip(tokens, probabilities[best], strict=True)]
 
 
@@ -45,14 +59,27 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return exponentials
 
 
-def score(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, float]:
+def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
+    """The texts of a file; labels of other tasks that stand in it are left out."""
+    return [Example(example.request) for example in read_examples(path, columns, labels_needed=False)]
+
+
+def labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    return ()
+
+
+def score(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, float]:
     raise DataError(
         "a pretraining checkpoint is scored on held-out text by 'bertfast train pretrain', not on labelled rows. "
-        "Leave the labels out to measure its speed only, or fine-tune it first."
+        "Fine-tune it first."
     )
 
 
-def build(config: ModelConfig, num_labels: int) -> nn.Module:
+def features(examples: Sequence[Example], context: Context) -> Features:
+    raise DataError("pretraining learns from a corpus, not from rows: bertfast train pretrain --corpus DIR.")
+
+
+def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:
     from bertfast.model.encoder import initialize
     from bertfast.model.heads import BertForPreTraining
 
@@ -65,7 +92,7 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str
     return model(**inputs, masked_positions=targets["masked_positions"])  # type: ignore[no-any-return]
 
 
-def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], settings: Config) -> dict[str, Tensor]:
     """Summed cross-entropies in nats; empty slots for masked tokens and sequences (IGNORE_INDEX) count for nothing."""
     from torch.nn.functional import cross_entropy
 
@@ -89,7 +116,7 @@ def correct(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dic
     }
 
 
-def counts(targets: Mapping[str, Int64]) -> dict[str, int]:
+def counts(targets: Targets) -> dict[str, float]:
     return {
         "mlm": int((targets["masked_labels"] != IGNORE_INDEX).sum()),
         "nsp": int((targets["next_sentence_labels"] != IGNORE_INDEX).sum()),
@@ -102,9 +129,18 @@ PRETRAIN = Task(
     outputs=("prediction_logits", "seq_relationship_logits"),
     per_token=("prediction_logits",),
     metric="nsp_accuracy",
-    read_request=read_text_or_pair,
+    settings=NoSettings,
+    read=read,
+    labels=labels,
+    settle=as_given,
+    refuse=take_all,
+    check=text_or_pair,
+    encode=encode_texts,
     decode=decode,
+    merge=only_piece,
+    decision=None,
     score=score,
+    features=features,
     build=build,
     forward=forward,
     losses=losses,

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bertfast.config import ModelConfig
+from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
-from bertfast.text.batch import Int64
+from bertfast.text.batch import Features
+from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.tokenizer import Encoded, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]
-Request = Mapping[str, Any]
 Answer = dict[str, Any]
+Targets = Mapping[str, npt.NDArray[Any]]
+
+
+class NoSettings(Config):
+    """The settings of a task that has none."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What turns numbers into words: the tokenizer, and the class names in the order of the logits."""
+class Context:
+    """What turns requests into numbers and numbers into answers, beside the weights.
+
+    Attributes:
+        labels: class names in the order of the logits; empty for a task without classes.
+        max_length: tokens of a sequence.
+        settings: the task's own.
+    """
 
     tokenizer: Tokenizer
     labels: tuple[str, ...]
+    max_length: int
+    settings: Config
 
 
 @dataclass(frozen=True)
 class Task:
     """All that a task is. What needs torch or scikit-learn is a function that imports it when it is called.
+
+    A request becomes one sequence, or several windows of a long text; the model's outputs for each become a piece,
+    and the pieces of a request its answer.
 
     Attributes:
         name: as in `bertfast train NAME` and in manifests.
@@ -40,14 +57,23 @@ class Task:
         outputs: the model's outputs, in the order of the exported signature.
         per_token: the outputs among them that have a row for each token ([B, S, ...], not [B, ...]).
         metric: the number of `score` that the field quotes.
-        read_request: (text, pair or None) of a request.
-        decode: answers from a batch's outputs.
-        score: metrics by name from answers and the labels of the same rows.
+        settings: the class of the task's own settings, `--set task.KEY=VALUE`.
+        read: the examples of a file; its last argument says whether each must have its gold.
+        labels: the class names that training examples show, in the order that the logits are to have.
+        settle: the settings with what the training examples decide.
+        refuse: raises DataError for an example whose gold a model with these labels cannot answer.
+        check: raises DataError for a malformed request.
+        encode: the sequences of each request.
+        decode: the pieces of a batch's sequences, from its outputs.
+        merge: the answer to a request, from its pieces.
+        decision: the part of an answer that flips when another backend decides otherwise; None where nothing does.
+        score: metrics by name, from answers and the golds of the same requests.
+        features: what is learnt from examples.
         build: the torch module, freshly initialised, for a number of labels.
         forward: the module's outputs in training, given inputs and targets as tensors.
         losses: summed (not averaged) losses by name.
         correct: how many of the things that each loss judges were predicted right.
-        counts: by how many each of the sums is divided over the global batch.
+        counts: by what each of the sums is divided over the global batch.
     """
 
     name: str
@@ -55,18 +81,27 @@ class Task:
     outputs: tuple[str, ...]
     per_token: tuple[str, ...]
     metric: str
-    read_request: Callable[[Request], tuple[str, str | None]]
-    decode: Callable[[Outputs, Sequence[Encoded], Vocabulary], list[Answer]]
-    score: Callable[[Sequence[Answer], Sequence[str]], dict[str, float]]
-    build: Callable[[ModelConfig, int], nn.Module]
+    settings: type[Config]
+    read: Callable[[Path, Columns, Config, bool], list[Example]]
+    labels: Callable[[Sequence[Example]], tuple[str, ...]]
+    settle: Callable[[Config, Sequence[Example]], Config]
+    refuse: Callable[[Sequence[Example], Sequence[str]], None]
+    check: Callable[[Request], object]
+    encode: Callable[[Sequence[Request], Context], list[list[Encoded]]]
+    decode: Callable[[Outputs, Sequence[Encoded], Context], Sequence[Any]]
+    merge: Callable[[Request, Sequence[Any], Context], Answer]
+    decision: Callable[[Answer], Any] | None
+    score: Callable[[Sequence[Answer], Sequence[Any]], dict[str, float]]
+    features: Callable[[Sequence[Example], Context], Features]
+    build: Callable[[ModelConfig, int, Config], nn.Module]
     forward: Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
-    losses: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+    losses: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Config], dict[str, Tensor]]
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
-    counts: Callable[[Mapping[str, Int64]], dict[str, int]]
+    counts: Callable[[Targets], Mapping[str, float]]
 
 
-def read_text_or_pair(request: Request) -> tuple[str, str | None]:
-    """`{"text": …}` or `{"text": …, "pair": …}`.
+def text_or_pair(request: Request) -> tuple[str, str | None]:
+    """The texts of `{"text": …}` or `{"text": …, "pair": …}`.
 
     Raises:
         DataError: `text` is missing, or one of the two is not text.
@@ -78,3 +113,31 @@ def read_text_or_pair(request: Request) -> tuple[str, str | None]:
         wrong = "text" if not isinstance(text, str) else "pair"
         raise DataError(f"'{wrong}' is {type(request[wrong]).__name__}, and a string is needed.")
     return text, pair
+
+
+def encode_texts(requests: Sequence[Request], context: Context) -> list[list[Encoded]]:
+    """One sequence a request, cut to the model's length."""
+    texts = [text_or_pair(request) for request in requests]
+    return [[sequence] for sequence in context.tokenizer.encode(texts, context.max_length)]
+
+
+def only_piece(request: Request, pieces: Sequence[Any], context: Context) -> Answer:
+    """The answer where a request is one sequence: its piece."""
+    (answer,) = pieces
+    return answer  # type: ignore[no-any-return]
+
+
+def as_given(settings: Config, examples: Sequence[Example]) -> Config:
+    """The settings where the examples decide nothing."""
+    return settings
+
+
+def take_all(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Refuse no example."""
+
+
+def plain_forward(
+    model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """The module's outputs, which do not depend on what is to be learnt."""
+    return model(**inputs)  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,11 +81,53 @@ class TrainingBatch:
     """A batch and what is to be learnt from it.
 
     Attributes:
-        targets: int64 arrays by name, as the task's loss expects them.
+        targets: arrays by name, as the task's loss expects them.
     """
 
     batch: Batch
-    targets: Mapping[str, Int64] = field(default_factory=dict)
+    targets: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model is fine-tuned on: items of one sequence each (or of several that belong together) and its targets.
+
+    Attributes:
+        sequences: the sequences of each item, as many in every one.
+        targets: arrays by name whose first axis counts the items.
+        token_targets: by name and item a number for each token of its first sequence; in a batch int64 [items, S],
+            IGNORE_INDEX on padding.
+        whole_steps: whether the loss compares the items of a step, so that they go through the model together.
+    """
+
+    sequences: Sequence[tuple[Encoded, ...]]
+    targets: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    token_targets: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    whole_steps: bool = False
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @cached_property
+    def lengths(self) -> Int64:
+        """int64 [items]: tokens of an item's sequences when all are padded to the longest of them."""
+        return np.array([max(map(len, item)) * len(item) for item in self.sequences], np.int64)
+
+    @property
+    def truncated(self) -> int:
+        """How many items lost tokens."""
+        return sum(any(sequence.truncated for sequence in item) for item in self.sequences)
+
+    def batch(self, items: Int64, pad_id: int) -> TrainingBatch:
+        """All first sequences of these items, then all second ones, and so on."""
+        chosen = [self.sequences[item] for item in items]
+        batch = pad([sequence for place in zip(*chosen, strict=True) for sequence in place], pad_id)
+        targets = {name: values[items] for name, values in self.targets.items()}
+        for name, rows in self.token_targets.items():
+            targets[name] = np.full((len(items), batch.input_ids.shape[1]), IGNORE_INDEX, np.int64)
+            for row, item in enumerate(items):
+                targets[name][row, : len(rows[item])] = rows[item]
+        return TrainingBatch(batch, targets)
 
 
 def pad(sequences: Sequence[Encoded], pad_id: int, length: int | None = None) -> Batch:

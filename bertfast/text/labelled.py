@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bertfast.config import Config
 from bertfast.errors import DataError, did_you_mean
@@ -30,6 +31,7 @@ LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
 GOLD_LABEL, NO_GOLD_LABEL = "gold_label", "-"
 
 Row = dict[str, object]
+Request = Mapping[str, Any]
 
 
 class Columns(Config):
@@ -42,11 +44,17 @@ class Columns(Config):
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a text, for sentence pairs its second text, and its label as written (stripped)."""
+    """What a model is asked, and the answer that is right.
 
-    text: str
-    pair: str | None
-    label: str | None
+    Attributes:
+        request: as `predict` takes it, such as `{"text": …, "pair": …}`.
+        gold: the right answer in the form of the task, such as a label as it is written; None where the file has none.
+        where: the file and the line that it comes from.
+    """
+
+    request: Request
+    gold: Any = None
+    where: str = ""
 
 
 def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: bool = True) -> list[Example]:
@@ -65,7 +73,7 @@ def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: 
     examples = [_example(path, row, names) for row in chain([first], rows)]
     if names.label != GOLD_LABEL:
         return examples
-    kept = [example for example in examples if example.label != NO_GOLD_LABEL]
+    kept = [example for example in examples if example.gold != NO_GOLD_LABEL]
     if not kept:
         raise DataError(f"{path}: all {len(examples)} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
     if len(kept) < len(examples):
@@ -79,7 +87,7 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     Raises:
         DataError: fewer than two.
     """
-    found = {example.label for example in examples if example.label is not None}
+    found = {example.gold for example in examples if example.gold is not None}
     if len(found) < 2:
         raise DataError(
             f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed."
@@ -88,20 +96,25 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
 
-def label_ids(examples: Sequence[Example], names: Sequence[str], source: Path) -> list[int]:
-    """Each row's place in `names`.
+def label_ids(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
+    """Each example's place in `names`.
 
     Raises:
         DataError: a label that `names` lacks.
     """
+    refuse_unknown_labels(examples, names)
     index = {name: number for number, name in enumerate(names)}
+    return [index[example.gold] for example in examples]
+
+
+def refuse_unknown_labels(examples: Sequence[Example], names: Sequence[str]) -> None:
+    """Raise DataError for a label that `names` lacks; examples without one pass."""
     for example in examples:
-        if example.label is not None and example.label not in index:
+        if example.gold is not None and example.gold not in names:
             raise DataError(
-                f"{source} has the label '{example.label}', and the model knows {', '.join(names)}."
-                f"{did_you_mean(example.label, names)} Correct the file, or train with rows of that label."
+                f"{example.where} has the label '{example.gold}', and the model knows {', '.join(names)}."
+                f"{did_you_mean(example.gold, names)} Correct the file, or train with rows of that label."
             )
-    return [index[example.label] for example in examples if example.label is not None]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -193,5 +206,6 @@ def _example(path: Path, row: tuple[int, Row], names: Columns) -> Example:
             raise DataError(f"{path}:{number} has no '{name}'.")
         return str(value)
 
-    label = field(names.label)
-    return Example(field(names.text) or "", field(names.pair), None if label is None else label.strip())
+    label, pair = field(names.label), field(names.pair)
+    request = {"text": field(names.text) or ""} | ({} if pair is None else {"pair": pair})
+    return Example(request, None if label is None else label.strip(), f"{path}:{number}")

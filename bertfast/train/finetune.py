@@ -1,4 +1,4 @@
-"""`bertfast train classify`: from a checkpoint and labelled rows to a checkpoint that answers."""
+"""`bertfast train TASK`: from a checkpoint and examples to a checkpoint that answers."""
 
 from __future__ import annotations
 
@@ -6,77 +6,80 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from bertfast.backends.predictor import answers
+from bertfast.backends.protocol import Arrays
 from bertfast.config import FinetuneConfig
 from bertfast.errors import ConfigError, DataError
 from bertfast.model.weights import Checkpoint, load_weights
-from bertfast.tasks import Task
-from bertfast.text.batch import Int64, TrainingBatch, group_by_budget, pad
-from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
-from bertfast.text.tokenizer import Encoded, Tokenizer
+from bertfast.tasks import Context, Task
+from bertfast.text.batch import Batch, Features, Int64, TrainingBatch, group_by_budget
+from bertfast.text.labelled import Columns, Example
 from bertfast.train.device import resolve
-from bertfast.train.loop import evaluate_losses, fit, total_steps
+from bertfast.train.loop import fit, to_inputs, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 
 
 @dataclass(frozen=True)
-class EncodedRows:
-    """Tokenised rows with their label ids; `lengths` counts real tokens."""
+class Data:
+    """What a run learns from and is judged by."""
 
-    rows: Sequence[Encoded]
-    labels: Int64
-    lengths: Int64
-    truncated: int
+    train: Sequence[Example]
+    dev: Sequence[Example]
 
-    def batch(self, indices: Int64, pad_id: int) -> TrainingBatch:
-        return TrainingBatch(pad([self.rows[i] for i in indices], pad_id), {"labels": self.labels[indices]})
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"train": _digest(self.train), "dev": _digest(self.dev)}
 
 
 class FinetuneSource:
-    """Steps over labelled rows: every epoch a new order, in batches of similar length."""
+    """Steps over items: every epoch a new order, in batches of similar length."""
 
     static_shapes = False
     flops_per_token: float | None = None
 
-    def __init__(self, data: EncodedRows, pad_id: int, config: FinetuneConfig) -> None:
-        self.data = data
+    def __init__(self, features: Features, pad_id: int, config: FinetuneConfig) -> None:
+        self.features = features
         self.pad_id = pad_id
         self.config = config
         self.epoch_batches = lru_cache(maxsize=2)(self._epoch_batches)
 
-    def __reduce__(self) -> tuple[type[FinetuneSource], tuple[EncodedRows, int, FinetuneConfig]]:
-        return FinetuneSource, (self.data, self.pad_id, self.config)
+    def __reduce__(self) -> tuple[type[FinetuneSource], tuple[Features, int, FinetuneConfig]]:
+        return FinetuneSource, (self.features, self.pad_id, self.config)
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.data.rows) / self.config.global_batch_size)
+        return math.ceil(len(self.features) / self.config.global_batch_size)
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        indices = self.epoch_batches(epoch)[place]
-        parts = group_by_budget(self.data.lengths[indices], self.config.micro_batch_tokens, len(indices))
-        return [self.data.batch(indices[part], self.pad_id) for part in parts]
+        items = self.epoch_batches(epoch)[place]
+        if self.features.whole_steps:
+            return [self.features.batch(items, self.pad_id)]
+        parts = group_by_budget(self.features.lengths[items], self.config.micro_batch_tokens, len(items))
+        return [self.features.batch(items[part], self.pad_id) for part in parts]
 
     def idle_batch(self) -> TrainingBatch:
         raise NotImplementedError("fine-tuning runs in one process")
 
     def _epoch_batches(self, epoch: int) -> list[Int64]:
-        """Rows in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
+        """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
         rng = np.random.default_rng([self.config.seed, epoch])
-        order = rng.permutation(len(self.data.rows))
+        order = rng.permutation(len(self.features))
         size = self.config.global_batch_size
         pool = size * self.config.bucket_batches
         pools = (order[start : start + pool] for start in range(0, len(order), pool))
-        by_length = (part[np.argsort(self.data.lengths[part], kind="stable")] for part in pools)
+        by_length = (part[np.argsort(self.features.lengths[part], kind="stable")] for part in pools)
         batches = [part[start : start + size] for part in by_length for start in range(0, len(part), size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -89,6 +92,7 @@ def finetune(
     out: Path,
     config: FinetuneConfig,
     *,
+    task_settings: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     from_scratch: bool = False,
     resume: bool = False,
@@ -97,8 +101,58 @@ def finetune(
     """Fine-tune `start` and publish the checkpoint at `out`; returns the evaluation of the last epoch on dev.
 
     Args:
+        task_settings: the task's own settings; what is left out has its default or is learnt from the examples.
         from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
     """
+    _refuse_what_cannot_run(start, config)
+    settings = task.settings.parse(task_settings or {}, "task settings")
+    data = Data(*(task.read(file, columns or Columns(), settings, True) for file in (train_file, dev_file)))
+    _refuse_other_questions(data, train_file, dev_file)
+    settings = task.settle(settings, data.train)
+    context = Context(start.tokenizer, task.labels(data.train), config.max_length, settings)
+    task.refuse(data.dev, context.labels)
+    features = task.features(data.train, context)
+    source = FinetuneSource(features, start.tokenizer.pad_id, config)
+    config = resolve(config, total_steps(source.steps_per_epoch, config))
+    identity = {**config.model_dump(), "task": settings.model_dump(), "start": start.sha256}
+    identity |= {"from_scratch": from_scratch, "labels": list(context.labels), **data.identity}
+    run = RunDirectory(out, identity)
+    if resume and not overwrite and (ended := run.result()) is not None:
+        return ended
+    with run.begun(resume=resume, overwrite=overwrite):
+        torch.manual_seed(config.seed)
+        model = task.build(start.config, len(context.labels), settings)
+        if not from_scratch:
+            load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
+        evaluate = partial(evaluate_answers, task=task, examples=data.dev, context=context)
+        result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
+        publish(
+            run, model.state_dict(), start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite
+        )
+    return result
+
+
+def evaluate_answers(
+    model: nn.Module, *, task: Task, examples: Sequence[Example], context: Context
+) -> dict[str, float]:
+    """The task's metrics of what the model answers, in fp32 and without dropout, exactly as it will be served."""
+    requests = [example.request for example in examples]
+    model.eval()
+    found = answers(partial(_run, model, task.outputs), task, requests, task.encode(requests, context), context)
+    model.train()
+    metrics = task.score(found, [example.gold for example in examples])
+    return {f"dev_{name}": value for name, value in metrics.items()} | {
+        "dev_truncated": sum("truncated" in answer for answer in found)
+    }
+
+
+@torch.no_grad()
+def _run(model: nn.Module, outputs: Sequence[str], batch: Batch) -> Arrays:
+    found = model(**to_inputs(batch, next(model.parameters()).device))
+    return {name: found[name].float().cpu().numpy() for name in outputs}
+
+
+def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("fine-tuning runs in one process, and torchrun started several. Start it without torchrun.")
     if config.sharding != "ddp":
@@ -110,55 +164,14 @@ def finetune(
             f"max_length {config.max_length} exceeds the {start.config.max_position_embeddings} positions of "
             f"{start.path}. Pass --set max_length={start.config.max_position_embeddings} or less."
         )
-    examples, dev_examples = read_examples(train_file, columns), read_examples(dev_file, columns)
-    if (dev_examples[0].pair is None) != (examples[0].pair is None):
-        raise DataError(f"{train_file} and {dev_file} differ: one holds pairs and the other single texts.")
-    labels = label_names(examples)
-    data = encode_rows(examples, labels, start.tokenizer, config, train_file)
-    dev = encode_rows(dev_examples, labels, start.tokenizer, config, dev_file)
-    source = FinetuneSource(data, start.tokenizer.pad_id, config)
-    config = resolve(config, total_steps(source.steps_per_epoch, config))
-    identity = {**config.model_dump(), "start": start.sha256, "from_scratch": from_scratch}
-    run = RunDirectory(
-        out, identity | {"train": _digest(examples), "dev": _digest(dev_examples), "labels": list(labels)}
-    )
-    if resume and not overwrite and (ended := run.result()) is not None:
-        return ended
-    with run.begun(resume=resume, overwrite=overwrite):
-        torch.manual_seed(config.seed)
-        model = task.build(start.config, len(labels))
-        if not from_scratch:
-            load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != labels)
-        evaluate = partial(_evaluate, task=task, data=dev, pad_id=start.tokenizer.pad_id, config=config)
-        result = fit(model, task, source, config, run, evaluate)
-        result |= {"train_truncated": data.truncated, "dev_truncated": dev.truncated}
-        weights, parents = model.state_dict(), {"start": start.sha256}
-        publish(run, weights, start.config, start.tokenizer, task, labels, parents, result, overwrite=overwrite)
-    return result
 
 
-def encode_rows(
-    examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, config: FinetuneConfig, source: Path
-) -> EncodedRows:
-    ids = np.array(label_ids(examples, labels, source), np.int64)
-    rows = tokenizer.encode([(row.text, row.pair) for row in examples], config.max_length)
-    return EncodedRows(rows, ids, np.array([len(row) for row in rows]), sum(row.truncated for row in rows))
-
-
-def _evaluate(
-    model: nn.Module, *, task: Task, data: EncodedRows, pad_id: int, config: FinetuneConfig
-) -> dict[str, float]:
-    groups = group_by_budget(data.lengths, config.micro_batch_tokens, len(data.rows))
-    losses = evaluate_losses(model, task, (data.batch(rows, pad_id) for rows in groups))
-    majority = np.bincount(data.labels).max() / len(data.labels)
-    rows = losses.counts["loss"]
-    return {
-        "dev_loss": losses.sums["loss"] / rows,
-        "dev_accuracy": losses.correct["loss"] / rows,
-        "dev_majority": float(majority),
-    }
+def _refuse_other_questions(data: Data, train_file: Path, dev_file: Path) -> None:
+    train, dev = (" and ".join(examples[0].request) for examples in (data.train, data.dev))
+    if train != dev:
+        raise DataError(f"{train_file} asks about {train}, and {dev_file} about {dev}. Give both the same columns.")
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    rows = json.dumps([(row.text, row.pair, row.label) for row in examples])
+    rows = json.dumps([(dict(row.request), row.gold) for row in examples])
     return hashlib.sha256(rows.encode()).hexdigest()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertfast.config import Precision, TrainConfig
+from bertfast.config import Config, Precision, TrainConfig
 from bertfast.errors import DivergenceError
 from bertfast.tasks import Task
 from bertfast.text.batch import Batch, TrainingBatch
@@ -58,7 +58,7 @@ class Losses:
 
     sums: dict[str, float]
     correct: dict[str, float]
-    counts: dict[str, int]
+    counts: dict[str, float]
 
     def means(self, prefix: str = "") -> dict[str, float]:
         values = {f"{prefix}{name}": total / self.counts[name] for name, total in self.sums.items()}
@@ -70,11 +70,13 @@ class Trainer:
     """The things that a step needs beside its data.
 
     Attributes:
+        settings: the task's own.
         model: the parameters.
         forward: what is called for a forward pass: the model, or its data-parallel wrapper.
     """
 
     task: Task
+    settings: Config
     model: nn.Module
     forward: nn.Module
     device: torch.device
@@ -83,7 +85,8 @@ class Trainer:
 
     def losses(self, inputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is Precision.BF16):
-            return self.task.losses(self.task.forward(self.forward, inputs, targets), targets)
+            outputs = self.task.forward(self.forward, inputs, targets)
+            return self.task.losses(outputs, targets, self.settings)
 
 
 def total_steps(steps_per_epoch: int, config: TrainConfig) -> int:
@@ -93,6 +96,7 @@ def total_steps(steps_per_epoch: int, config: TrainConfig) -> int:
 def fit(
     model: nn.Module,
     task: Task,
+    settings: Config,
     source: StepSource,
     config: TrainConfig,
     run: RunDirectory,
@@ -119,7 +123,7 @@ def fit(
     forward = spread(model, world, device, config.sharding)
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
-    trainer = Trainer(task, model, forward, device, Precision(config.precision), world)
+    trainer = Trainer(task, settings, model, forward, device, Precision(config.precision), world)
     step_losses = trainer.losses
     if config.compile:
         step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
@@ -160,7 +164,7 @@ def optimizer_step(
     step_losses: Callable[..., dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     batches: Sequence[TrainingBatch],
-    counts: Mapping[str, int],
+    counts: Mapping[str, float],
     config: TrainConfig,
 ) -> tuple[dict[str, Tensor], float]:
     """One step over the micro-batches of this rank; returns its share of the mean losses and the gradient's norm.
@@ -173,7 +177,7 @@ def optimizer_step(
     for number, batch in enumerate(batches, 1):
         with gradients_stay_here(trainer.forward, last=number == len(batches)):
             losses = step_losses(to_inputs(batch.batch, device), to_tensors(batch.targets, device))
-            shares = {name: loss / max(1, counts[name]) for name, loss in losses.items()}
+            shares = {name: loss / (counts[name] or 1) for name, loss in losses.items()}
             # The wrappers average gradients over the ranks, and what is wanted is their sum.
             (torch.stack(list(shares.values())).sum() * world.size).backward()  # type: ignore[no-untyped-call]
         for name, share in shares.items():
@@ -193,16 +197,16 @@ def optimizer_step(
     return means, norm.item()
 
 
-def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, int]:
+def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, float]:
     """By how many each summed loss of these micro-batches is divided."""
-    counts: dict[str, int] = {}
+    counts: dict[str, float] = {}
     for batch in batches:
         for name, value in task.counts(batch.targets).items():
             counts[name] = counts.get(name, 0) + value
     return counts
 
 
-def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool) -> tuple[dict[str, int], bool]:
+def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool) -> tuple[dict[str, float], bool]:
     """By how many each loss is divided over all ranks, and whether any of them was interrupted."""
     counts = count(trainer.task, batches)
     if trainer.world.size == 1:
@@ -212,17 +216,20 @@ def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool
 
 
 @torch.no_grad()
-def evaluate_losses(model: nn.Module, task: Task, batches: Iterable[TrainingBatch]) -> Losses:
+def evaluate_losses(model: nn.Module, task: Task, settings: Config, batches: Iterable[TrainingBatch]) -> Losses:
     """Losses and right predictions over batches, without dropout and in fp32, as the published model will answer."""
     device = next(model.parameters()).device
     model.eval()
     sums: dict[str, float] = {}
     correct: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    counts: dict[str, float] = {}
     for batch in batches:
         inputs, targets = to_inputs(batch.batch, device), to_tensors(batch.targets, device)
         outputs = task.forward(model, inputs, targets)
-        for totals, values in ((sums, task.losses(outputs, targets)), (correct, task.correct(outputs, targets))):
+        for totals, values in (
+            (sums, task.losses(outputs, targets, settings)),
+            (correct, task.correct(outputs, targets)),
+        ):
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value.item()
         for name, count in task.counts(batch.targets).items():

@@ -19,7 +19,9 @@ from bertfast.config import ModelConfig, Precision, PretrainConfig
 from bertfast.errors import ConfigError
 from bertfast.model.encoder import takes_boundaries
 from bertfast.model.weights import Checkpoint, load_weights
-from bertfast.tasks import get_task
+from bertfast.tasks import Context
+from bertfast.tasks.pretrain import PRETRAIN
+from bertfast.tasks.task import NoSettings
 from bertfast.text.batch import IGNORE_INDEX, Int64, TrainingBatch
 from bertfast.text.corpus import Corpus, verify_corpus
 from bertfast.text.instances import InstanceSource, split_documents
@@ -105,7 +107,7 @@ def pretrain(
         The held-out evaluation: `heldout_mlm` and `heldout_nsp` in nats, their accuracies and counts, and the
         baselines `unigram_entropy` (nats) and `nsp_majority`.
     """
-    task = get_task("pretrain")
+    task, context = PRETRAIN, Context(corpus.tokenizer, (), config.max_length, NoSettings())
     shape = _model_config(corpus, config, model_settings or {}, start)
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
     instances = InstanceSource(corpus, training, config)
@@ -122,17 +124,19 @@ def pretrain(
             verify_corpus(corpus.path, at_most_bytes=_VERIFIED_BYTES)
         with run.begun(resume=resume, overwrite=overwrite):
             torch.manual_seed(config.seed)
-            model = task.build(shape, 2)
+            model = task.build(shape, 2, context.settings)
             if start is not None:
                 load_weights(model, start.path)
             exam = set_exam(corpus, heldout, config)
             watch = Watch(config, steps, exam.unigram_entropy if exam else None)
-            result = fit(model, task, source, config, run, partial(_evaluate, exam=exam), world, watch)
+            result = fit(
+                model, task, context.settings, source, config, run, partial(_evaluate, exam=exam), world, watch
+            )
             weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
             if world.leads:
                 _report(run, result, config, steps, corpus, shape, world)
                 parents = {"corpus": corpus.sha256} | ({"start": start.sha256} if start else {})
-                publish(run, weights, shape, corpus.tokenizer, task, (), parents, result, overwrite=overwrite)
+                publish(run, weights, shape, task, context, parents, result, overwrite=overwrite)
             world.wait()
     return result
 
@@ -200,7 +204,7 @@ def set_exam(corpus: Corpus, documents: Int64, config: PretrainConfig) -> Exam |
 def _evaluate(model: nn.Module, *, exam: Exam | None) -> dict[str, float]:
     if exam is None:
         return {}
-    losses = evaluate_losses(model, get_task("pretrain"), exam.batches)
+    losses = evaluate_losses(model, PRETRAIN, NoSettings(), exam.batches)
     return {
         **losses.means("heldout_"),
         **{f"heldout_{name}_count": float(count) for name, count in losses.counts.items()},

@@ -10,8 +10,7 @@ from torch import Tensor
 from bertfast import artifact
 from bertfast.config import ModelConfig
 from bertfast.model.weights import save_checkpoint
-from bertfast.tasks import Task
-from bertfast.text.tokenizer import Tokenizer
+from bertfast.tasks import Context, Task
 from bertfast.train.state import RunDirectory
 
 
@@ -19,9 +18,8 @@ def publish(
     run: RunDirectory,
     weights: Mapping[str, Tensor],
     shape: ModelConfig,
-    tokenizer: Tokenizer,
     task: Task,
-    labels: tuple[str, ...],
+    context: Context,
     parents: Mapping[str, str],
     result: Mapping[str, float],
     *,
@@ -29,9 +27,9 @@ def publish(
 ) -> None:
     """Write the checkpoint at `run.out` with the run's metrics in it, then remove the run's directory."""
     with artifact.create(
-        run.out, "checkpoint", task=task.name, labels=labels, parents=parents, overwrite=overwrite
+        run.out, "checkpoint", task=task.name, labels=context.labels, parents=parents, overwrite=overwrite
     ) as draft:
-        save_checkpoint(draft.path, weights, shape, tokenizer, task.architecture, labels)
+        save_checkpoint(draft.path, weights, shape, context.tokenizer, task.architecture, context.labels)
         shutil.copytree(run.logs, draft.path / artifact.LOGS)
         draft.settings = {**run.identity, "result": dict(result)}
     artifact.remove_own_directory(run.path)

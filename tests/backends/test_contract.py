@@ -35,8 +35,8 @@ TEXTS = ["The river.", "The old bridge crosses the garden near a mountain.", "a"
 
 def test_outputs_follow_the_source_within_the_tolerance(name: str, artefact: Path, classifier: Path) -> None:
     model = open_served(artefact)
-    encoded = model.vocabulary.tokenizer.encode([(text, None) for text in TEXTS] + [(TEXTS[0], TEXTS[1])], 64)
-    batch = pad(encoded, model.vocabulary.tokenizer.pad_id)
+    encoded = model.context.tokenizer.encode([(text, None) for text in TEXTS] + [(TEXTS[0], TEXTS[1])], 64)
+    batch = pad(encoded, model.context.tokenizer.pad_id)
     with open_backend(model, name) as backend, open_backend(open_served(classifier), "torch") as source:
         actual, expected = backend.run(batch)["logits"], source.run(batch)["logits"]
         assert backend.precision is Precision.FP32
@@ -149,7 +149,7 @@ def test_a_pretrained_model_fills_masks_and_judges_what_follows(pretrained: Path
 
 def test_the_first_nsp_logit_is_that_of_is_next(pretrained: Path) -> None:
     model = open_served(pretrained)
-    (encoded,) = model.vocabulary.tokenizer.encode([("a", "b")], 16)
+    (encoded,) = model.context.tokenizer.encode([("a", "b")], 16)
     outputs = {
         "prediction_logits": np.zeros((1, len(encoded), 5), np.float32),
         "seq_relationship_logits": np.array([[4.0, -4.0]], np.float32),

@@ -19,14 +19,14 @@ from bertfast.errors import ConfigError, DataError
 from bertfast.export.export import export
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
+from bertfast.tasks.classify import CLASSIFY
 from bertfast.text.labelled import read_examples
 from bertfast.train.finetune import finetune
 from tests.conftest import TINY_FINETUNE
 
 
 def plan_for(artefacts: tuple[Path, ...], data: Path, **changes: object) -> BenchPlan:
-    rows = read_examples(data, labels_needed=False)
-    return BenchPlan(artefacts, data, rows, "bertfast bench ...", repeats=2, threads=1, single_stream_rows=8, **changes)  # type: ignore[arg-type]
+    return BenchPlan(artefacts, data, "bertfast bench ...", repeats=2, threads=1, single_stream_rows=8, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def test_accuracy_is_that_of_the_predictions_on_their_own_rows(
 ) -> None:
     rows = read_examples(row_files[1])
     with bertfast.load(trained) as model:
-        predicted = [answer["label"] for answer in model.predict([row.text for row in rows])]
+        predicted = [answer["label"] for answer in model.predict([row.request for row in rows])]
     assert len(set(predicted)) == 3
-    expected = accuracy_score([row.label for row in rows], predicted)
+    expected = accuracy_score([row.gold for row in rows], predicted)
     assert {item.metrics["accuracy"] for item in report[0].candidates} == {expected}
 
 
@@ -169,11 +169,11 @@ def test_flips_and_drift_are_counted_row_by_row() -> None:
 
     reference = [answer("a", 0.9), answer("b", 0.2), answer("a", 0.6)]
     other = [answer("a", 0.7), answer("b", 0.25), answer("b", 0.45)]
-    flips, drift = compare_answers(other, reference)
+    flips, drift = compare_answers(CLASSIFY, other, reference)
     assert flips == 1
     assert drift == pytest.approx(0.2)
     with pytest.raises(DataError, match="2 answers cannot be compared with 3"):
-        compare_answers(other[:2], reference)
+        compare_answers(CLASSIFY, other[:2], reference)
 
 
 def test_ratios_are_taken_within_a_repeat() -> None:

@@ -15,6 +15,7 @@ from bertfast.model.encoder import BertModel
 from bertfast.model.heads import BertForPreTraining, BertForSequenceClassification
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.tasks import get_task
+from bertfast.tasks.task import NoSettings, text_or_pair
 from bertfast.text.batch import Batch, pad
 from bertfast.text.labelled import read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
@@ -55,7 +56,7 @@ def test_a_random_model_of_transformers_gives_the_same_hidden_states(
     theirs.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    ours = get_task("classify").build(checkpoint.config, 2).eval()
+    ours = get_task("classify").build(checkpoint.config, 2, NoSettings()).eval()
     assert all(name.startswith("classifier") for name in load_weights(ours, tmp_path))
     batch = ragged_batch(tokenizer.vocab_size, 50)
     with torch.no_grad():
@@ -144,10 +145,10 @@ def test_a_row_of_nothing_but_padding_gives_numbers(tiny_config: ModelConfig) ->
 @pytest.mark.data
 def test_the_real_checkpoint_agrees_with_transformers_on_real_text(minilm: Path, data_folder: Path) -> None:
     checkpoint = open_checkpoint(minilm)
-    ours = get_task("classify").build(checkpoint.config, 2).eval()
+    ours = get_task("classify").build(checkpoint.config, 2, NoSettings()).eval()
     load_weights(ours, minilm)
     rows = read_examples(data_folder / "nli" / "mnli_dev_matched.tsv")[:24]
-    encoded = checkpoint.tokenizer.encode([(row.text, row.pair) for row in rows], 512)
+    encoded = checkpoint.tokenizer.encode([text_or_pair(row.request) for row in rows], 512)
     batch = pad(encoded, checkpoint.tokenizer.pad_id)
     theirs = theirs_for(minilm, transformers.AutoModel)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import bertfast
 from bertfast.errors import ArtifactError, BertfastError
 from bertfast.model.weights import load_weights, open_checkpoint, read_tensors, save_tensors
 from bertfast.tasks import get_task, task_of
+from bertfast.tasks.task import NoSettings
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
 
@@ -62,14 +63,14 @@ def test_weights_of_another_shape_are_refused(foreign: Path) -> None:
     edit_config(foreign, intermediate_size=48)
     checkpoint = open_checkpoint(foreign)
     with pytest.raises(ArtifactError, match=r"intermediate.dense.weight has shape \(64, 32\).*asks for \(48, 32\)"):
-        load_weights(get_task("classify").build(checkpoint.config, 3), foreign)
+        load_weights(get_task("classify").build(checkpoint.config, 3, NoSettings()), foreign)
 
 
 def test_a_missing_encoder_weight_is_named(foreign: Path) -> None:
     edit_config(foreign, num_hidden_layers=3)
     checkpoint = open_checkpoint(foreign)
     with pytest.raises(ArtifactError, match=r"lacks bert.encoder.layer.2"):
-        load_weights(get_task("classify").build(checkpoint.config, 3), foreign)
+        load_weights(get_task("classify").build(checkpoint.config, 3, NoSettings()), foreign)
 
 
 def test_weights_cut_in_half_are_refused(foreign: Path) -> None:
@@ -101,7 +102,7 @@ def test_names_without_prefix_are_read(foreign: Path) -> None:
     file = foreign / "model.safetensors"
     tensors = {name.removeprefix("bert."): tensor for name, tensor in read_tensors(file).items()}
     save_tensors(tensors, file)
-    model = get_task("classify").build(open_checkpoint(foreign).config, 3)
+    model = get_task("classify").build(open_checkpoint(foreign).config, 3, NoSettings())
     assert load_weights(model, foreign) == []
 
 
@@ -128,7 +129,7 @@ def test_an_untied_decoder_is_refused(pretrained: Path, tmp_path: Path) -> None:
     file = tmp_path / "p" / "model.safetensors"
     tensors = read_tensors(file)
     words = tensors["bert.embeddings.word_embeddings.weight"]
-    model = get_task("pretrain").build(open_checkpoint(pretrained).config, 2)
+    model = get_task("pretrain").build(open_checkpoint(pretrained).config, 2, NoSettings())
     save_tensors(tensors | {"cls.predictions.decoder.weight": words.clone()}, file)
     assert load_weights(model, tmp_path / "p") == []
     save_tensors(tensors | {"cls.predictions.decoder.weight": words + 1}, file)
@@ -152,7 +153,7 @@ def test_the_names_of_tensorflow_s_layer_norm_are_read(foreign: Path) -> None:
             name = name.replace(new, before)
         renamed[name] = tensor
     save_tensors(renamed, file)
-    model = get_task("classify").build(open_checkpoint(foreign).config, 3)
+    model = get_task("classify").build(open_checkpoint(foreign).config, 3, NoSettings())
     assert load_weights(model, foreign, complete=True) == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from bertfast.errors import DataError
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 
-ROWS = [Example("a film", None, "1"), Example('it "works"', None, "0")]
+ROWS = [("a film", "1"), ('it "works"', "0")]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -22,9 +22,9 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
     tsv = 'sentence\tlabel\r\na film\t1 \r\nit "works"\t0\r\n'
-    lines = "".join(json.dumps({"text": row.text, "label": int(row.label or 0)}) + "\n" for row in ROWS)
+    lines = "".join(json.dumps({"text": text, "label": int(label)}) + "\n" for text, label in ROWS)
     table = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": [r.text for r in ROWS], "label": [1, 0]}), table)
+    pyarrow.parquet.write_table(pyarrow.table({"text": [text for text, _ in ROWS], "label": [1, 0]}), table)
     files = [
         write(tmp_path / "rows.tsv", tsv),
         write(tmp_path / "rows.tsv.gz", gzip.compress(tsv.encode())),
@@ -33,12 +33,12 @@ def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
         table,
     ]
     for file in files:
-        assert read_examples(file) == ROWS
+        assert [(row.request, row.gold) for row in read_examples(file)] == [({"text": t}, label) for t, label in ROWS]
 
 
 def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", 'text,label\n"two\nlines",a\nb,c\n')
-    assert [row.text for row in read_examples(file)] == ["two\nlines", "b"]
+    assert [row.request["text"] for row in read_examples(file)] == ["two\nlines", "b"]
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,14 @@ def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
 def test_pairs_are_found_by_their_usual_names(tmp_path: Path, text: str, pair: str) -> None:
     file = write(tmp_path / "rows.tsv", f"index\t{text}\t{pair}\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n")
     with pytest.warns(UserWarning, match="1 rows without a gold label"):
-        assert read_examples(file) == [Example("a", "b", "neutral")]
+        assert read_examples(file) == [Example({"text": "a", "pair": "b"}, "neutral", f"{file}:2")]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", "utterance,intent\nhello,greet\n")
-    assert read_examples(file, Columns(text="utterance", label="intent")) == [Example("hello", None, "greet")]
+    assert read_examples(file, Columns(text="utterance", label="intent")) == [
+        Example({"text": "hello"}, "greet", f"{file}:2")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_a_second_text_that_comes_late_is_not_dropped(tmp_path: Path) -> None:
 
 def test_long_cells_and_empty_archives(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", "text,label\n" + "x" * 200_000 + ",a\n")
-    assert len(read_examples(file)[0].text) == 200_000
+    assert len(read_examples(file)[0].request["text"]) == 200_000
     for name in ("rows.tsv.gz", "rows.csv.gz"):
         with pytest.raises(DataError, match="has no rows"):
             read_examples(write(tmp_path / name, gzip.compress(b"")))
@@ -104,15 +106,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_are_ordered_as_people_would(tmp_path: Path) -> None:
-    assert label_names([Example("", None, label) for label in ("10", "2", "1")]) == ("1", "2", "10")
-    assert label_names([Example("", None, label) for label in ("neutral", "entailment")]) == ("entailment", "neutral")
+    assert label_names([Example({}, label) for label in ("10", "2", "1")]) == ("1", "2", "10")
+    assert label_names([Example({}, label) for label in ("neutral", "entailment")]) == ("entailment", "neutral")
     with pytest.raises(DataError, match="at least 2"):
-        label_names([Example("", None, "1")])
+        label_names([Example({}, "1")])
 
 
 def test_a_label_that_training_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"dev.csv has the label 'netural'.*Did you mean 'neutral'"):
-        label_ids([Example("", None, "netural")], ("entailment", "neutral"), Path("dev.csv"))
+    with pytest.raises(DataError, match=r"dev.csv:7 has the label 'netural'.*Did you mean 'neutral'"):
+        label_ids([Example({}, "netural", "dev.csv:7")], ("entailment", "neutral"))
 
 
 @pytest.mark.data

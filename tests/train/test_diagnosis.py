@@ -167,11 +167,12 @@ def test_the_operations_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from bertfast.tasks import get_task
+    from bertfast.tasks.task import NoSettings
 
     shape = ModelConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80
     )
-    model = get_task("pretrain").build(shape, 2).eval()
+    model = get_task("pretrain").build(shape, 2, NoSettings()).eval()
     ids = torch.ones(4, 24, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids, ids, torch.zeros_like(ids), masked_positions=torch.arange(12))

@@ -42,7 +42,7 @@ def command(corpus: Corpus, out: Path, processes: int, config: PretrainConfig) -
     values = config.model_dump(mode="json", exclude_none=True)
     options = [f"--set={key}={str(value).lower()}" for key, value in values.items()]
     options += [f"--set=model.{key}={value}" for key, value in SHAPE.items()]
-    verb = ["-m", "bertfast.cli", "train", "pretrain", "--corpus", str(corpus.path), "--out", str(out)]
+    verb = ["-m", "bertfast", "train", "pretrain", "--corpus", str(corpus.path), "--out", str(out)]
     return [sys.executable, *(launch if processes > 1 else []), *verb, *options]
 
 

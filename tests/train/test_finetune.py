@@ -10,16 +10,17 @@ import bertfast
 from bertfast.errors import ConfigError, DataError
 from bertfast.model.weights import open_checkpoint, read_tensors
 from bertfast.tasks import get_task
+from bertfast.text.batch import Features
 from bertfast.text.tokenizer import Encoded
-from bertfast.train.finetune import EncodedRows, FinetuneSource, finetune
+from bertfast.train.finetune import FinetuneSource, finetune
 from tests.conftest import TINY_FINETUNE, labelled_rows, write_rows
 
 
 def source(count: int, **changes: int) -> FinetuneSource:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, count)
-    rows = [Encoded([number] * int(length), [0] * int(length)) for number, length in enumerate(lengths, 1)]
-    data = EncodedRows(rows, np.arange(count), lengths, 0)
+    rows = [(Encoded([number] * int(length), [0] * int(length)),) for number, length in enumerate(lengths, 1)]
+    data = Features(rows, {"labels": np.arange(count)})
     return FinetuneSource(data, 0, TINY_FINETUNE.model_copy(update=changes))
 
 
@@ -88,7 +89,7 @@ def test_bad_data_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="max_length 65 exceeds the 64 positions"):
         finetune(start, task, *row_files, tmp_path / "m", TINY_FINETUNE.model_copy(update={"max_length": 65}))
     pairs = write_rows(tmp_path / "pairs.jsonl", [{"text": "a", "pair": "b", "label": "nature"}])
-    with pytest.raises(DataError, match="one holds pairs"):
+    with pytest.raises(DataError, match=r"asks about text, and .*pairs.jsonl about text and pair"):
         finetune(start, task, row_files[0], pairs, tmp_path / "m", TINY_FINETUNE)
     assert {path.name for path in tmp_path.iterdir()} == {"dev.jsonl", "pairs.jsonl"}
 

@@ -19,6 +19,7 @@ from bertfast.config import ModelConfig, Precision, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
 from bertfast.model.weights import open_checkpoint, read_tensors
 from bertfast.tasks import get_task
+from bertfast.tasks.task import NoSettings
 from bertfast.text.batch import IGNORE_INDEX, Batch, TrainingBatch
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource
@@ -153,7 +154,7 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
         f"--set={key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in settings.items()
     ]
     options += [f"--set=model.{key}={value}" for key, value in SHAPE.items()]
-    command = [sys.executable, "-m", "bertfast.cli", "train", "pretrain", "--corpus", str(corpus.path), *options]
+    command = [sys.executable, "-m", "bertfast", "train", "pretrain", "--corpus", str(corpus.path), *options]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed.run").glob("state-*[0-9]")) and process.poll() is None:
         time.sleep(0.01)
@@ -307,10 +308,10 @@ def losses_and_gradients(
     """One step's losses and the gradients that it used, without dropout."""
     torch.manual_seed(0)
     task = get_task("pretrain")
-    model = task.build(shape, 2).eval()
+    model = task.build(shape, 2, NoSettings()).eval()
     config = TrainConfig(max_grad_norm=1e9, precision="fp32")
     optimizer = make_optimizer(model, config)
-    trainer = loop.Trainer(task, model, model, torch.device("cpu"), Precision.FP32)
+    trainer = loop.Trainer(task, NoSettings(), model, model, torch.device("cpu"), Precision.FP32)
     gradients: dict[str, torch.Tensor] = {}
     optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
     losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, loop.count(task, batches), config)

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from bertfast.config import ModelConfig, TrainConfig
 from bertfast.tasks import get_task
+from bertfast.tasks.task import NoSettings
 from bertfast.train.optimizer import Lamb, learning_rate, make_optimizer
 
 Array = npt.NDArray[np.float64]
@@ -133,7 +134,7 @@ def test_a_parameter_without_a_gradient_is_left_alone_and_counts_no_step() -> No
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", AdamW), ("lamb", Lamb)])
 def test_layer_norm_and_biases_are_not_decayed(name: str, kind: type[Optimizer], tiny_config: ModelConfig) -> None:
-    model = get_task("pretrain").build(tiny_config, 2)
+    model = get_task("pretrain").build(tiny_config, 2, NoSettings())
     optimizer = make_optimizer(model, TrainConfig.parse({"optimizer": name}, "test"))
     assert type(optimizer) is kind
     decayed, plain = optimizer.param_groups

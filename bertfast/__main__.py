@@ -1,0 +1,5 @@
+"""`python -m bertfast`."""
+
+from bertfast.cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""The command line: thin verbs that parse, call one function and print.
+
+Heavy packages are imported inside the verbs, so that `--help` works with no extra installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from bertfast.cli.corpus import corpus_app
+from bertfast.cli.options import (
+    AsJson,
+    LabelColumn,
+    Out,
+    Overwrite,
+    PairColumn,
+    TextColumn,
+    Threads,
+    choice,
+    output,
+    print_json,
+)
+from bertfast.cli.train import train_app
+from bertfast.console import errors, notifying
+from bertfast.errors import BertfastError
+
+__all__ = ["app", "main"]
+
+
+class Verbs(TyperGroup):
+    """The verbs; what the user can mend ends with status 2, a message and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BertfastError as error:
+            _fail(f"{type(error).__name__}: {error}", error.exit_status)
+        except KeyboardInterrupt:
+            _fail(
+                "interrupted; nothing half-written was left. A training run goes on with --resume, "
+                "a corpus build when it is started again.",
+                130,
+            )
+        except BrokenPipeError:  # nobody reads on; the flush at the exit must not fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "bertfast":
+                raise
+            _fail(f"the package '{error.name}' is missing. 'bertfast doctor' says which extra brings it.", 2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}. Free space or choose a place that can be written.", 2)
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(train_app, name="train")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """BERT encoders from raw text to the fastest engine, with proof of what that costs in accuracy."""
+    if version:
+        from bertfast.artifact import version as installed
+
+        print(installed())
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("quickstart"),
+) -> None:
+    """The whole way, offline: text, vocabulary, pretraining, fine-tuning, ONNX, benchmark."""
+    from bertfast.quickstart import run
+
+    run(out)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours or a Hugging Face BERT directory.")],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    overwrite: Overwrite = False,
+) -> None:
+    """Export to ONNX; nothing is published that does not reproduce its source."""
+    from bertfast.export.export import export as export_checkpoint
+
+    choice("--precision", precision, ("fp32",))
+    checks = export_checkpoint(checkpoint, out, overwrite=overwrite)
+    worst = {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}
+    print_json({"onnx": str(out), "largest_relative_error": worst})
+
+
+@app.command()
+def bench(
+    artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints and exported models.")],
+    data: Annotated[Path, typer.Option(help="Rows to measure on; with labels, accuracy is measured too.")],
+    out: Out,
+    backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, spread over the file.")] = None,
+    threads: Threads = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure speed and accuracy of every artefact in every backend that runs it."""
+    from bertfast.backends import available
+    from bertfast.bench.report import print_table
+    from bertfast.bench.run import BenchPlan
+    from bertfast.bench.run import bench as run_bench
+    from bertfast.bench.scenarios import Scenario
+    from bertfast.text.labelled import Columns
+
+    names = [item.name for item in available()]
+    for name in backend or []:
+        choice("--backend", name, names)
+    scenarios = [Scenario(choice("--scenario", name, [s.value for s in Scenario])) for name in scenario or []]
+    columns = Columns(text=text_column, pair=pair_column, label=label_column)
+    plan = BenchPlan(
+        artefacts,
+        data,
+        shlex.join(["bertfast", *sys.argv[1:]]),
+        columns=columns,
+        limit=limit,
+        backends=backend or (),
+        scenarios=scenarios or tuple(Scenario),
+        repeats=repeats,
+        threads=threads,
+    )
+    with notifying() as notify:
+        report = run_bench(plan, out, overwrite=overwrite, notify=notify)
+    if as_json:
+        print(report.model_dump_json())
+        return
+    print_table(report)
+    print(f"{out / 'report.html'}")
+
+
+@app.command()
+def predict(
+    artefact: Annotated[Path, typer.Argument(help="A checkpoint or an exported model.")],
+    backend: Annotated[
+        str | None, typer.Option(help="The runtime; the preferred installed one when not given.")
+    ] = None,
+    input_file: Annotated[str, typer.Option("--input", help="JSON lines, or - for standard input.")] = "-",
+    output_file: Annotated[str, typer.Option("--output", help="JSON lines, or - for standard output.")] = "-",
+    threads: Threads = None,
+) -> None:
+    """Answer requests: JSON lines in, JSON lines out, in the same order."""
+    from bertfast.backends.predictor import load
+    from bertfast.text.requests import in_windows, read_requests
+
+    with load(artefact, backend, threads=threads) as model, output(output_file) as sink:
+        truncated = 0
+        for window in in_windows(read_requests(input_file, model.model.task.check)):
+            for request, answer in zip(window, model.predict(window), strict=True):
+                truncated += "truncated" in answer
+                sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
+            sink.flush()
+    if truncated:
+        errors.print(
+            f"{truncated:,} inputs were cut to the model's {model.model.context.max_length} tokens.", highlight=False
+        )
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine has, what is missing, and what to install."""
+    from bertfast.doctor import examine
+
+    found = examine()
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    machine = found["machine"]
+    memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
+    console.print(
+        f"bertfast {found['bertfast']} on {machine['cpu']}, {machine['cores']} cores{memory}", highlight=False
+    )
+    console.print(f"GPU: {machine['gpu'] or 'none'}", highlight=False)
+    for section in ("backends", "packages", "tools"):
+        table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for item in found[section]:
+            present = "[green]yes[/]" if item["version"] else "[red]no[/]"
+            table.add_row(present, item["name"], item["version"] or item["remedy"])
+        console.print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    warnings.showwarning = _show_warning
+    app()
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    errors.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)

@@ -1,0 +1,126 @@
+"""`bertfast train`: pretrain, and fine-tune for each task."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertfast.cli.options import (
+    ConfigFile,
+    LabelColumn,
+    Out,
+    Overwrite,
+    PairColumn,
+    Resume,
+    Settings,
+    TextColumn,
+    print_json,
+)
+from bertfast.errors import ConfigError
+from bertfast.text.labelled import Columns
+
+train_app = typer.Typer(no_args_is_help=True, help="Pretrain and fine-tune.")
+
+_PRESETS = "tiny, mini, small, medium, base, large, base-512, large-lamb, large-lamb-512"
+PretrainConfigFile = Annotated[
+    Path | None, typer.Option("--config", help=f"Settings as TOML: a file, or one of the presets {_PRESETS}.")
+]
+
+
+@train_app.command("pretrain")
+def train_pretrain(
+    corpus: Annotated[Path, typer.Option(help="A corpus of 'bertfast corpus build'.")],
+    out: Out,
+    model: Annotated[Path | None, typer.Option(help="Go on from this checkpoint; from scratch when not given.")] = None,
+    config: PretrainConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pretrain with masked language modelling and next-sentence prediction."""
+    from bertfast.config import PretrainConfig, presets, read_settings
+    from bertfast.model.weights import open_checkpoint
+    from bertfast.text.corpus import open_corpus
+    from bertfast.train.pretrain import pretrain
+
+    values = read_settings(config, settings or [], "pretrain")
+    shape = values.pop("model", {})
+    if not isinstance(shape, dict):
+        raise ConfigError(f"model = {shape!r} is a value, and [model] is a table: --set model.hidden_size=256.")
+    if str(config) in presets("pretrain") and not shape and model is None:
+        raise ConfigError(f"--config {config} is a second phase: give the checkpoint of the first one as --model.")
+    result = pretrain(
+        open_corpus(corpus),
+        out,
+        PretrainConfig.parse(values, "settings"),
+        model_settings=shape,
+        start=open_checkpoint(model) if model else None,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts many; one prints
+        print_json({"checkpoint": str(out), **result})
+
+
+Model = Annotated[Path, typer.Option(help="The checkpoint to start from: ours or a Hugging Face BERT directory.")]
+Train = Annotated[Path, typer.Option("--train", help="Examples to learn from.")]
+Dev = Annotated[Path, typer.Option("--dev", help="Examples to be judged by.")]
+
+
+@train_app.command("classify")
+def train_classify(
+    model: Model,
+    train: Train,
+    dev: Dev,
+    out: Out,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a classifier of texts or of pairs of texts."""
+    columns = Columns(text=text_column, pair=pair_column, label=label_column)
+    _finetune("classify", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+
+
+def _finetune(
+    task: str,
+    model: Path,
+    train: Path,
+    dev: Path,
+    out: Path,
+    columns: Columns,
+    config: Path | None,
+    settings: list[str] | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    from bertfast.config import FinetuneConfig, read_settings
+    from bertfast.model.weights import open_checkpoint
+    from bertfast.tasks import get_task
+    from bertfast.train.finetune import finetune
+
+    values = read_settings(config, settings or [])
+    own = values.pop("task", {})
+    if not isinstance(own, dict):
+        raise ConfigError(f"task = {own!r} is a value, and [task] is a table: --set task.KEY=VALUE.")
+    result = finetune(
+        open_checkpoint(model),
+        get_task(task),
+        train,
+        dev,
+        out,
+        FinetuneConfig.parse(values, "settings"),
+        task_settings=own,
+        columns=columns,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    print_json({"checkpoint": str(out), **result})
