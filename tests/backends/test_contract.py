@@ -154,4 +154,4 @@ def test_the_first_nsp_logit_is_that_of_is_next(pretrained: Path) -> None:
         "prediction_logits": np.zeros((1, len(encoded), 5), np.float32),
         "seq_relationship_logits": np.array([[4.0, -4.0]], np.float32),
     }
-    assert model.task.decode(outputs, [encoded], model.vocabulary)[0]["is_next"] > 0.99
+    assert model.task.decode(outputs, [encoded], model.context)[0]["is_next"] > 0.99
