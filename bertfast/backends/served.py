@@ -8,7 +8,7 @@ from pathlib import Path
 from bertfast import artifact
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError
-from bertfast.model.weights import Checkpoint, open_checkpoint
+from bertfast.model.weights import Checkpoint, config_file, open_checkpoint
 from bertfast.tasks import Context, Task, get_task, task_of
 from bertfast.text import tokenizer as tokenization
 
@@ -38,7 +38,7 @@ class ServedModel:
 
 
 def open_served(path: Path) -> ServedModel:
-    """Open a checkpoint (ours or Hugging Face's) or an exported ONNX artefact.
+    """Open a checkpoint (ours, Hugging Face's or Google's) or an exported ONNX artefact.
 
     Raises:
         ArtifactError: it is neither, or not whole, or has no head for a task.
@@ -46,7 +46,7 @@ def open_served(path: Path) -> ServedModel:
     has_manifest = (path / artifact.MANIFEST).is_file()
     if has_manifest and artifact.open_manifest(path, verify_hashes=False).kind == "onnx":
         return _open_onnx(path)
-    if has_manifest or (path / "config.json").is_file():
+    if has_manifest or config_file(path).is_file():
         return _open_checkpoint(path)
     artifact.open_manifest(path)  # says what is wrong with it
     raise ArtifactError(f"{path} is neither a checkpoint nor an exported model.")

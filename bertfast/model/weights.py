@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bertfast import artifact
 from bertfast.config import ModelConfig
 from bertfast.errors import ArtifactError
+from bertfast.model.tensors import WEIGHTS_FILE, read_weights, save_tensors, sha256_of_weights, weights_source
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
 
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+GOOGLE_CONFIG_FILE = "bert_config.json"
 SENTENCE_TRANSFORMER = "SentenceTransformer"
-_HEADLESS = ("embeddings.", "encoder.", "pooler.")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Checkpoint:
         max_length: tokens of a sequence that it was trained with, or has positions for where nothing says.
         problem: what the logits mean, where a foreign config.json says so (`problem_type`).
         task_settings: the task's own settings, where our manifest has some.
-        sha256: identity of the artefact, or of the weights file of a foreign directory.
+        sha256: identity of the artefact, or of the weights of a foreign directory.
     """
 
     path: Path
@@ -50,14 +50,15 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint of ours or a foreign Hugging Face BERT directory is, without its weights.
+    """Read what a checkpoint of ours or a foreign BERT directory is, Hugging Face's or Google's, without its weights.
 
     Raises:
         ArtifactError: it is not a checkpoint, not a BERT, not whole, or its vocabulary and weights do not fit.
     """
     manifest = artifact.open_manifest(path, "checkpoint") if (path / artifact.MANIFEST).is_file() else None
-    settings = _read_config(path)
-    config = model_config(settings, path / CONFIG_FILE)
+    file = config_file(path)
+    settings = _read_config(file)
+    config = model_config(settings, file)
     positions = config.max_position_embeddings
     tokenizer = tokenization.load(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -65,9 +66,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the weights hold {config.vocab_size} "
             "embeddings. Put the tokenizer there that the model was trained with."
         )
-    weights = path / WEIGHTS_FILE
-    if not weights.is_file():
-        raise ArtifactError(f"{path} has no {WEIGHTS_FILE}. Save the model with `save_pretrained` of transformers.")
+    weights = weights_source(path)
     architectures = settings.get("architectures") or [None]
     return Checkpoint(
         path=path,
@@ -77,9 +76,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
         max_length=int(manifest.settings.get("max_length", positions)) if manifest else positions,
         problem=settings.get("problem_type"),
-        labels=manifest.labels if manifest else _foreign_labels(settings, path / CONFIG_FILE),
+        labels=manifest.labels if manifest else _foreign_labels(settings, file),
         task_settings=manifest.settings.get("task", {}) if manifest else {},
-        sha256=manifest.sha256 if manifest else artifact.sha256_of(weights),
+        sha256=manifest.sha256 if manifest else sha256_of_weights(weights),
     )
 
 
@@ -90,70 +89,41 @@ def load_weights(model: nn.Module, path: Path, *, encoder_only: bool = False, co
         encoder_only: leave the head as it is, because the checkpoint's head serves another task or other labels.
         complete: accept no parameter that keeps its initial, random values.
     Raises:
-        ArtifactError: the file is cut short, a needed weight is missing, or a shape differs.
+        ArtifactError: a file is cut short, a needed weight is missing, or a shape differs.
     """
-    file = path / WEIGHTS_FILE
-    stored = {_our_name(name): tensor for name, tensor in read_tensors(file).items()}
+    source = weights_source(path)
+    stored = read_weights(source)
     wanted = model.state_dict()
     if encoder_only:
         stored = {name: tensor for name, tensor in stored.items() if name.startswith("bert.")}
     missing = [name for name in wanted if name not in stored]
     lost = [name for name in missing if name.startswith("bert.") and not name.startswith("bert.pooler.")]
-    if complete and missing:
-        raise ArtifactError(
-            f"{file} lacks {missing[0]} ({len(missing)} weights in all), so its answers would be random. Fine-tune it."
-        )
-    if not encoder_only:
-        _refuse_untied_decoder(file, stored)
     if lost:
         raise ArtifactError(
-            f"{file} lacks {lost[0]} ({len(lost)} encoder weights in all). It is not the model that {CONFIG_FILE} "
-            "describes."
+            f"{source} lacks {lost[0]} ({len(lost)} encoder weights in all). It is not the model that "
+            f"{config_file(path).name} describes."
         )
+    if complete and missing:
+        raise ArtifactError(
+            f"{source} lacks {missing[0]} ({len(missing)} weights in all), so its answers would be random. "
+            "Fine-tune it."
+        )
+    if not encoder_only:
+        _refuse_untied_decoder(source, stored)
     for name, target in wanted.items():
         if name in stored and stored[name].shape != target.shape:
             raise ArtifactError(
-                f"{file}: {name} has shape {tuple(stored[name].shape)}, and {CONFIG_FILE} asks for "
+                f"{source}: {name} has shape {tuple(stored[name].shape)}, and {config_file(path).name} asks for "
                 f"{tuple(target.shape)}. Vocabulary, configuration and weights must be of one model."
             )
     model.load_state_dict({name: stored[name] for name in wanted if name in stored}, strict=False)
     return missing
 
 
-def _our_name(name: str) -> str:
-    """A parameter's name with the prefix of the encoder, and without TensorFlow's names for LayerNorm."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return f"bert.{name}" if name.startswith(_HEADLESS) else name
-
-
 def _refuse_untied_decoder(file: Path, stored: Mapping[str, Tensor]) -> None:
     decoder = stored.get("cls.predictions.decoder.weight")
     if decoder is not None and not decoder.equal(stored["bert.embeddings.word_embeddings.weight"]):
         raise ArtifactError(f"{file} has an MLM decoder that is not tied to the word embeddings; bertfast ties them.")
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; ArtifactError where it is cut short or not one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ArtifactError(
-            f"{file} is not a whole safetensors file ({error}). Copy it again or make it anew."
-        ) from None
-
-
-def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors, on the CPU and contiguous."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {"format": "pt"})
-    except SafetensorError as error:
-        raise ArtifactError(f"{file} could not be written ({error}). Free space or choose another place.") from None
 
 
 def save_checkpoint(
@@ -205,17 +175,25 @@ def _foreign_labels(settings: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         raise ArtifactError(f"{file}: id2label is not an object from class numbers to names. Correct it.") from None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def config_file(path: Path) -> Path:
+    """Where a checkpoint directory says what it is: Hugging Face's file, or Google's where only that is there."""
+    google = path / GOOGLE_CONFIG_FILE
+    return google if google.is_file() and not (path / CONFIG_FILE).is_file() else path / CONFIG_FILE
+
+
+def _read_config(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if not path.exists():
-            raise ArtifactError(f"{path} does not exist. Give a checkpoint directory.") from None
-        raise ArtifactError(f"{path} has no {CONFIG_FILE}: it is not a checkpoint directory.") from None
+        if not file.parent.exists():
+            raise ArtifactError(f"{file.parent} does not exist. Give a checkpoint directory.") from None
+        raise ArtifactError(f"{file.parent} has no {CONFIG_FILE}: it is not a checkpoint directory.") from None
     except NotADirectoryError:
-        raise ArtifactError(f"{path} is a file, and a checkpoint is a directory.") from None
+        raise ArtifactError(f"{file.parent} is a file, and a checkpoint is a directory.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path / CONFIG_FILE} is damaged: {error}. Copy the checkpoint again.") from None
+        raise ArtifactError(f"{file} is damaged: {error}. Copy the checkpoint again.") from None
     if not isinstance(settings, dict):
-        raise ArtifactError(f"{path / CONFIG_FILE} does not hold an object. Copy the checkpoint again.")
+        raise ArtifactError(f"{file} does not hold an object. Copy the checkpoint again.")
+    if file.name == GOOGLE_CONFIG_FILE:  # it is of one model, and so does not say of which
+        return {"model_type": "bert", "architectures": ["BertForPreTraining"], **settings}
     return settings

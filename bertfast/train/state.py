@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from bertfast import artifact
 from bertfast.errors import ArtifactError, ConfigError
-from bertfast.model.weights import read_tensors, save_tensors
+from bertfast.model.tensors import read_tensors, save_tensors
 from bertfast.train.distributed import ALONE, World, placed_like, whole
 
 # Settings that may change when a run goes on, because the data and its order stay the same. (Another number of

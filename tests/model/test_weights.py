@@ -9,7 +9,8 @@ import transformers
 
 import bertfast
 from bertfast.errors import ArtifactError, BertfastError
-from bertfast.model.weights import load_weights, open_checkpoint, read_tensors, save_tensors
+from bertfast.model.tensors import read_tensors, save_tensors
+from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.tasks import get_task, task_of
 from bertfast.tasks.task import NoSettings
 from bertfast.text import tokenizer as tokenization

@@ -15,7 +15,8 @@ import pytest
 
 from bertfast.config import ModelConfig, PretrainConfig
 from bertfast.errors import ConfigError
-from bertfast.model.weights import open_checkpoint, read_tensors
+from bertfast.model.tensors import read_tensors
+from bertfast.model.weights import open_checkpoint
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.distributed import World

@@ -8,7 +8,8 @@ import torch
 
 import bertfast
 from bertfast.errors import ConfigError, DataError
-from bertfast.model.weights import open_checkpoint, read_tensors
+from bertfast.model.tensors import read_tensors
+from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.text.batch import Features
 from bertfast.text.tokenizer import Encoded

@@ -17,7 +17,8 @@ import torch
 from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
-from bertfast.model.weights import open_checkpoint, read_tensors
+from bertfast.model.tensors import read_tensors
+from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
 from bertfast.text.batch import IGNORE_INDEX, Batch, TrainingBatch
