@@ -11,7 +11,7 @@ from bertfast.backends import available, installed_version
 from bertfast.train.compiler import cpp_compiler
 
 _PACKAGES = {
-    "train": ("torch", "safetensors", "onnx", "pyarrow", "tensorboard"),
+    "train": ("torch", "safetensors", "onnx", "pyarrow", "datasets", "tensorboard"),
     "bench": ("sklearn", "matplotlib"),
     "ray": ("ray",),
 }

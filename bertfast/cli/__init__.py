@@ -91,16 +91,19 @@ def quickstart(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours or a Hugging Face BERT directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint of ours, a BERT of others, or hub:OWNER/NAME[@REVISION].")
+    ],
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
     overwrite: Overwrite = False,
 ) -> None:
     """Export to ONNX; nothing is published that does not reproduce its source."""
     from bertfast.export.export import export as export_checkpoint
+    from bertfast.model.snapshot import local_model
 
     choice("--precision", precision, ("fp32",))
-    checks = export_checkpoint(checkpoint, out, overwrite=overwrite)
+    checks = export_checkpoint(local_model(checkpoint), out, overwrite=overwrite)
     worst = {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}
     print_json({"onnx": str(out), "largest_relative_error": worst})
 
@@ -108,7 +111,7 @@ def export(
 @app.command()
 def bench(
     artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints and exported models.")],
-    data: Annotated[Path, typer.Option(help="Rows to measure on; with labels, accuracy is measured too.")],
+    data: Annotated[Path, typer.Option(help="Rows to measure on, or hub:NAME[/CONFIG][:SPLIT]; labels give accuracy.")],
     out: Out,
     backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,
@@ -127,6 +130,7 @@ def bench(
     from bertfast.bench.run import BenchPlan
     from bertfast.bench.run import bench as run_bench
     from bertfast.bench.scenarios import Scenario
+    from bertfast.text.hub import local_data
     from bertfast.text.labelled import Columns
 
     names = [item.name for item in available()]
@@ -136,7 +140,7 @@ def bench(
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
     plan = BenchPlan(
         artefacts,
-        data,
+        local_data(data),
         shlex.join(["bertfast", *sys.argv[1:]]),
         columns=columns,
         limit=limit,

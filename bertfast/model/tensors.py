@@ -23,15 +23,9 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX = ".index.json"
-# The better first: what is safe and mapped into memory, then what is not.
-SOURCES = (
-    WEIGHTS_FILE,
-    WEIGHTS_FILE + _INDEX,
-    "bert_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin" + _INDEX,
-    "bert_model.npz",
-)
+SAFETENSORS = (WEIGHTS_FILE, WEIGHTS_FILE + _INDEX, "bert_model.safetensors")
+PICKLES_AND_ARRAYS = ("pytorch_model.bin", "pytorch_model.bin" + _INDEX, "bert_model.npz")
+SOURCES = SAFETENSORS + PICKLES_AND_ARRAYS
 _TENSORFLOW_CHECKPOINT = "bert_model.ckpt.index"
 _HEADLESS = ("embeddings.", "encoder.", "pooler.")
 # The last part of a name, where TensorFlow's differs from ours.
