@@ -300,6 +300,14 @@ def test_doctor_names_what_is_there_and_what_to_install() -> None:
     assert "backends" in bertfast("doctor").stdout
 
 
+def test_references_to_the_hub_are_resolved(tmp_path: Path) -> None:
+    export = bertfast("export", "hub:owner/name@", "--out", tmp_path / "onnx")
+    bench = bertfast("bench", tmp_path, "--data", "hub:owner/name:", "--out", tmp_path / "report")
+    assert (export.returncode, bench.returncode) == (2, 2)
+    assert "hub:owner/name@ is not of the form hub:OWNER/NAME[@REVISION]" in export.stderr
+    assert "hub:owner/name: is not of the form hub:OWNER/NAME[/CONFIG][:SPLIT]" in bench.stderr
+
+
 def test_the_version_is_the_package_s() -> None:
     from bertfast.artifact import version
 

@@ -92,7 +92,7 @@ def quickstart(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint of ours, a BERT of others, or hub:OWNER/NAME[@REVISION].")
+        Path, typer.Argument(help="A checkpoint of ours, a BERT of others, or hub:OWNER/NAME@REVISION.")
     ],
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
@@ -111,7 +111,7 @@ def export(
 @app.command()
 def bench(
     artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints and exported models.")],
-    data: Annotated[Path, typer.Option(help="Rows to measure on, or hub:NAME[/CONFIG][:SPLIT]; labels give accuracy.")],
+    data: Annotated[Path, typer.Option(help="Rows to measure on, or hub:NAME/CONFIG:SPLIT; labels give accuracy too.")],
     out: Out,
     backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,

@@ -15,10 +15,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from bertfast.errors import ArtifactError
+from bertfast.model.heads import BertForSequenceClassification
 from bertfast.model.snapshot import local_model
 from bertfast.model.tensors import read_tensors, save_tensors
 from bertfast.model.weights import load_weights, open_checkpoint
-from bertfast.tasks import get_task
 
 REFERENCE = Path("hub:owner/name")
 
@@ -71,7 +71,7 @@ def test_a_model_is_fetched_without_code_and_without_its_pickle(revisions: list[
     path = local_model(REFERENCE)
     assert files(path) == DESCRIPTION | {"model.safetensors"}
     checkpoint = open_checkpoint(path)
-    assert load_weights(get_task("classify").build(checkpoint.config, 3), path, complete=True) == []
+    assert load_weights(BertForSequenceClassification(checkpoint.config, 3), path, complete=True) == []
     assert revisions == [None]
 
 
@@ -79,7 +79,7 @@ def test_a_pickle_is_fetched_where_there_is_nothing_better(revisions: list[Any],
     (repository / "model.safetensors").unlink()
     path = local_model(Path("hub:owner/name@v1.0"))
     assert files(path) == DESCRIPTION | {"pytorch_model.bin"}
-    assert load_weights(get_task("classify").build(open_checkpoint(path).config, 3), path, complete=True) == []
+    assert load_weights(BertForSequenceClassification(open_checkpoint(path).config, 3), path, complete=True) == []
     assert revisions == ["v1.0", "v1.0"]
 
 
@@ -95,7 +95,7 @@ def test_shards_and_pooling_come_along(revisions: list[Any], repository: Path) -
     path = local_model(REFERENCE)
     fetched = {"model.safetensors.index.json", shard, "modules.json", "1_Pooling/config.json"}
     assert files(path) == DESCRIPTION | fetched
-    assert load_weights(get_task("classify").build(open_checkpoint(path).config, 3), path, complete=True) == []
+    assert load_weights(BertForSequenceClassification(open_checkpoint(path).config, 3), path, complete=True) == []
 
 
 @pytest.mark.parametrize("reference", ["hub:", "hub:owner/name/more", "hub:owner/name@", "hub:a b"])

@@ -77,7 +77,7 @@ def test_rows_arrive_with_the_names_of_their_classes(client: Any, reviews: Datas
         {"sentence": "Which?", "label": None, "stars": 3},
     ]
     dev = local_data(Path("hub:owner/name:validation"))
-    assert [example.label for example in read_examples(dev)] == ["negative"]
+    assert [example.gold for example in read_examples(dev)] == ["negative"]
     assert sorted(path.suffix for path in file.parent.iterdir()) == [".parquet", ".parquet"]
 
 
@@ -104,6 +104,22 @@ def test_several_splits_are_not_chosen_among(client: Any, reviews: Dataset) -> N
     client(DatasetDict(train=reviews, test=reviews))
     with pytest.raises(DataError, match="hub:a/b has the splits train, test. Name one: hub:a/b:train"):
         local_data(Path("hub:a/b"))
+
+
+def test_the_real_client_takes_the_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` looks for a directory of that name before it looks on the hub."""
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_text("text,label\nThe river.,1\nA bridge.,0\n")
+    names = "class_label: {names: {0: negative, 1: positive}}"
+    features = f"[{{name: text, dtype: string}}, {{name: label, dtype: {{{names}}}}}]"
+    (folder / "README.md").write_text(f"---\ndataset_info: {{features: {features}}}\n---\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = pyarrow.parquet.read_table(local_data(Path("hub:owner/name:train"))).to_pylist()
+    assert rows == [{"text": "The river.", "label": "positive"}, {"text": "A bridge.", "label": "negative"}]
+    with pytest.raises(DataError, match=r'Unknown split "dev". Should be one of .*train'):
+        local_data(Path("hub:owner/name:dev"))
 
 
 @pytest.mark.parametrize("reference", ["hub:", "hub:a/b/c/d", "hub:a/b:", "hub:a b"])
