@@ -1,0 +1,56 @@
+"""Dropout on a CPU: its own random numbers, the usual arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bertfast.model.encoder import Dropout, attention_with_dropout, keep_mask
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_share_that_is_dropped_and_the_scale_of_the_rest(dropout: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = Dropout(dropout).train()(torch.ones(1000, 999, dtype=dtype))
+    assert (values == 0).float().mean().item() == pytest.approx(dropout, abs=2e-3)
+    assert values[values != 0].unique().item() == pytest.approx(1 / (1 - dropout), rel=1e-2)
+
+
+def test_every_place_is_drawn_anew_and_alone() -> None:
+    torch.manual_seed(0)
+    dropped = torch.stack([~keep_mask(torch.empty(4096), 0.25) for _ in range(200)]).double()
+    assert dropped.mean(0).sub(0.25).abs().max() < 0.15  # five deviations of one place
+    together = (dropped[:, :-1] * dropped[:, 1:]).mean() - dropped.mean() ** 2
+    assert abs(together) < 2e-3
+
+
+def test_the_gradient_passes_where_the_value_did() -> None:
+    values = torch.randn(64, 65, requires_grad=True)
+    dropped = Dropout(0.5).train()(values)
+    dropped.sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, (dropped != 0) * 2.0)
+
+
+def test_the_seed_decides_and_evaluation_drops_nothing() -> None:
+    module, values = Dropout(0.1).train(), torch.randn(33, 7)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(module(values))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert torch.equal(module.eval()(values), values)
+
+
+def test_attention_is_torchs_own_but_for_what_is_dropped() -> None:
+    query, key, value = torch.randn(3, 2, 4, 17, 8).unbind()
+    scores = torch.zeros(2, 1, 1, 17)
+    scores[1, ..., 11:] = -1e4
+    expected = functional.scaled_dot_product_attention(query, key, value, scores)
+    assert torch.allclose(attention_with_dropout(query, key, value, scores, 1e-9), expected, atol=1e-6)
+    torch.manual_seed(0)
+    mean = torch.stack([attention_with_dropout(query, key, value, scores, 0.2) for _ in range(4000)]).mean(0)
+    assert torch.allclose(mean, expected, atol=0.1)
