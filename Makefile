@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fmt bench bench-train test-slow clean
+.PHONY: help setup quickstart test check fmt bench bench-train bench-finetune peers test-slow clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -53,8 +53,21 @@ bench-train: $(VENV)/.dev ## Pretraining speed and loss beside transformers, int
 	$(BIN)/python benchmarks/pretrain_speed.py --text $(or $(BERTFAST_DATA),../shared/data)/enwiki/documents.jsonl \
 		--preset mini --length 128 --batch 32 --steps 500 --peers bf16-compile bf16 fp32 --out runs/pretrain-speed.json
 
+# The peers' environments are their own: their pins are not ours.
+PEER := benchmarks/peers/transformers/.venv
+
+$(PEER)/.installed: benchmarks/peers/transformers/requirements.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
+peers: $(PEER)/.installed ## Install what the benchmarks compare with, in an environment of its own
+
+bench-finetune: $(VENV)/.dev peers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (an hour on 2 cores)
+	$(BIN)/python benchmarks/finetune.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/finetune.json
+
 test-slow: $(VENV)/.ray ## What the default run leaves out: compiled training, Ray, and the wheel installed elsewhere
 	$(BIN)/python -m pytest -q -m slow
 
-clean: ## Remove the environment and the caches
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove the environments and the caches
+	rm -rf $(VENV) $(PEER) dist build .pytest_cache .mypy_cache .ruff_cache

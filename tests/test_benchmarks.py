@@ -1,0 +1,170 @@
+"""benchmarks/finetune.py: what is asked of the two sides is the same, and no run is done twice."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import finetune
+from benchmarks.finetune import DataSet, Run, Source
+from benchmarks.peers.transformers.job import Job
+from bertfast.config import FinetuneConfig, read_settings
+
+SUITE = finetune.read_suite(finetune.SUITE)
+
+
+def test_the_suite_is_what_is_to_be_measured() -> None:
+    assert sorted(SUITE) == ["banking77", "nli", "squad", "sst2", "stsb", "wnut17"]
+    assert all(1 <= (data_set.train.rows or 0) <= 5000 for data_set in SUITE.values())
+    assert all(data_set.train != data_set.dev for data_set in SUITE.values())
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_both_sides_are_asked_the_same(name: str) -> None:
+    run = Run(SUITE[name], Path("model"), Path("train.jsonl"), Path("dev.jsonl"), seed=2, threads=2)
+    job = Job(**finetune.peer_job(run, grouped=True))
+    command = finetune.our_command(run, Path("out"))
+    words = [word for option, word in itertools.pairwise(command) if option == "--set"]
+    ours = FinetuneConfig.parse(read_settings(None, words), "command").model_dump()
+    ours |= {"batch_size": ours["global_batch_size"], "task": command[command.index("train") + 1]}
+    for option in ("model", "train", "dev"):
+        ours[option] = command[command.index(f"--{option}") + 1]
+    theirs = dataclasses.asdict(job)
+    assert theirs.pop("group_by_length") is True
+    assert theirs == {key: ours[key] for key in theirs}
+    assert theirs["learning_rate"] == SUITE[name].learning_rate
+
+
+@given(count=st.integers(1, 300), wanted=st.integers(1, 300))
+def test_a_drawn_sample_is_the_same_every_time_and_in_order(count: int, wanted: int) -> None:
+    drawn = finetune.draw(count, wanted)
+    assert drawn == finetune.draw(count, wanted) == sorted(set(drawn))
+    assert len(drawn) == min(count, wanted)
+    assert set(drawn) <= set(range(count))
+
+
+def rows_of(source: Source, folder: Path) -> list[dict[str, Any]]:
+    path = finetune.prepare(source, folder, folder / "out" / "train")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_tables_become_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,category\n"two\nlines, one text",x\n', encoding="utf-8", newline="")
+    (tmp_path / "b.tsv").write_text('sentence\tlabel\nan open " quote\t1\n', encoding="utf-8")
+    assert rows_of(Source(file="a.csv", columns=("text", "category")), tmp_path) == [
+        {"text": "two\nlines, one text", "label": "x"}
+    ]
+    assert rows_of(Source(file="b.tsv", columns=("sentence", "label")), tmp_path) == [
+        {"text": 'an open " quote', "label": "1"}
+    ]
+
+
+def test_a_split_is_chosen_by_its_column(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "c.tsv.gz", "wt", encoding="utf-8") as sink:
+        sink.write("split\tscore\tsentence1\tsentence2\ntrain\t5.0\ta\tb\ndev\t1.0\tc\td\n")
+    source = Source(file="c.tsv.gz", columns=("sentence1", "sentence2", "score"), split="dev")
+    assert rows_of(source, tmp_path) == [{"text": "c", "pair": "d", "label": "1.0"}]
+
+
+def test_sentences_are_drawn_from_conll(tmp_path: Path) -> None:
+    sentences = [f"w{number}\tO\nx\tB-a" for number in range(9)]
+    (tmp_path / "a.conll").write_text("\n\n".join(sentences) + "\n\n", encoding="utf-8")
+    path = finetune.prepare(Source(file="a.conll", rows=4), tmp_path, tmp_path / "out" / "train")
+    assert path.read_text(encoding="utf-8").strip("\n").split("\n\n") == [sentences[i] for i in finetune.draw(9, 4)]
+
+
+def test_questions_are_drawn_from_squad(tmp_path: Path) -> None:
+    def paragraph(name: str, questions: int) -> dict[str, Any]:
+        return {"context": name, "qas": [{"id": f"{name}{number}"} for number in range(questions)]}
+
+    articles = [{"title": name, "paragraphs": [paragraph(name, 3)]} for name in "abcdef"]
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1.1", "data": articles}))
+    path = finetune.prepare(Source(file="a.json", rows=2), tmp_path, tmp_path / "out" / "train")
+    kept = [paragraph for article in json.loads(path.read_text())["data"] for paragraph in article["paragraphs"]]
+    ids = [f"{name}{number}" for name in "abcdef" for number in range(3)]
+    assert [question["id"] for paragraph in kept for question in paragraph["qas"]] == [
+        ids[i] for i in finetune.draw(18, 2)
+    ]
+    assert all(paragraph["qas"] for paragraph in kept)
+
+
+def test_every_system_begins_once() -> None:
+    order = [name for _, name in finetune.turns([5, 6, 7])]
+    assert sorted(order[:3]) == sorted(finetune.SYSTEMS)
+    assert {order[0], order[3], order[6]} == set(finetune.SYSTEMS)
+    assert [seed for seed, _ in finetune.turns([5, 6])] == [5, 5, 5, 6, 6, 6]
+
+
+@pytest.fixture
+def tiny_suite(tmp_path: Path) -> dict[str, DataSet]:
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\nfine\t1\n", encoding="utf-8")
+    source = Source(file="a.tsv", columns=("sentence", "label"))
+    values: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 2, "max_length": 16}
+    return {"tiny": DataSet(task="classify", metrics=("accuracy",), train=source, dev=source, **values)}
+
+
+def test_a_run_that_is_there_is_not_run_again(
+    tiny_suite: dict[str, DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def fake(run: Run) -> dict[str, Any]:
+        asked.append((run.data_set.learning_rate, run.seed))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return {"metrics": {"accuracy": 0.5}, "train_s": 1.0, "process_s": 2.0}
+
+    monkeypatch.setattr(finetune, "SYSTEMS", dict.fromkeys(finetune.SYSTEMS, fake))
+    monkeypatch.setattr(finetune, "minilm", lambda: Path("model"))
+    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], threads=2)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.measure(tiny_suite, options)
+    assert len(finetune.measure(tiny_suite, options)) == 6
+    assert [seed for _, seed in asked] == [0, 0, 0, 1, 1, 1, 1]
+    other = {"tiny": tiny_suite["tiny"].model_copy(update={"learning_rate": 2e-4})}
+    options.seeds = [0]
+    finetune.measure(other, options)
+    assert asked[7:] == [(2e-4, 0)] * 3
+
+
+def test_the_table_compares_with_the_better_peer(tiny_suite: dict[str, DataSet]) -> None:
+    seconds = dict(zip(finetune.SYSTEMS, (10.0, 40.0, 25.0), strict=True))
+    runs = [
+        {
+            "data_set": "tiny",
+            "system": system,
+            "seed": seed,
+            "metrics": {"accuracy": 0.5 + seed / 10},
+            "train_s": value,
+            "process_s": value + 5,
+        }
+        for system, value in seconds.items()
+        for seed in (0, 1)
+    ]
+    row = finetune.table(tiny_suite, runs).split("\n")[-1]
+    spread = "55.00 ± 7.07"
+    assert row == (
+        f"| tiny | accuracy | {spread} | {spread} | {spread} | 10.0 / 40.0 / 25.0 | 2.50 | 15.0 / 45.0 / 30.0 | 2.00 |"
+    )
+
+
+@pytest.mark.data
+def test_what_is_evaluated_has_the_labels_that_are_learnt(data_folder: Path, tmp_path: Path) -> None:
+    for name in ("sst2", "nli", "banking77"):
+        sources = {"train": SUITE[name].train, "dev": SUITE[name].dev}
+        labels = {}
+        for part, source in sources.items():
+            path = finetune.prepare(source, data_folder, tmp_path / name / part)
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+            assert source.rows in (None, len(rows))
+            labels[part] = {row["label"] for row in rows}
+        assert labels["train"] == labels["dev"]
