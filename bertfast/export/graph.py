@@ -74,7 +74,7 @@ def build_graph(architecture: str, weights: Weights, config: ModelConfig) -> onn
         weights: float32 parameters by their names in the checkpoint.
     """
     graph = Graph(weights)
-    hidden = _encoder(graph, config)
+    hidden = _encoder(graph, config, first_only=architecture in _FIRST_TOKEN_IS_ENOUGH)
     outputs = _HEADS[architecture](graph, hidden, config)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
@@ -86,11 +86,17 @@ def build_graph(architecture: str, weights: Weights, config: ModelConfig) -> onn
     return model
 
 
-def _encoder(graph: Graph, config: ModelConfig) -> str:
+def _encoder(graph: Graph, config: ModelConfig, *, first_only: bool) -> str:
+    """The states of all tokens, or of the first ones alone: then the last layer does nothing for the others."""
     hidden = _embeddings(graph, config)
     mask_B11S = _mask(graph)
     for number in range(config.num_hidden_layers):
-        hidden = _layer(graph, hidden, mask_B11S, f"bert.encoder.layer.{number}", config)
+        asking = hidden
+        if first_only and number == config.num_hidden_layers - 1:
+            asking = graph.op(
+                "Gather", [hidden, graph.constant("first_of_each", [0], np.int64)], "bert.encoder/first", axis=1
+            )
+        hidden = _layer(graph, hidden, asking, mask_B11S, f"bert.encoder.layer.{number}", config)
     return hidden
 
 
@@ -119,24 +125,24 @@ def _mask(graph: Graph) -> str:
     return graph.op("Unsqueeze", [scores, graph.constant("mask_axes", [1, 2], np.int64)], "mask/Unsqueeze")
 
 
-def _layer(graph: Graph, hidden: str, mask: str, prefix: str, config: ModelConfig) -> str:
-    context = _self_attention(graph, hidden, mask, f"{prefix}.attention.self", config)
-    attended = _residual(graph, context, hidden, f"{prefix}.attention.output", config)
+def _layer(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
+    context = _self_attention(graph, hidden, asking, mask, f"{prefix}.attention.self", config)
+    attended = _residual(graph, context, asking, f"{prefix}.attention.output", config)
     wide = graph.linear(attended, f"{prefix}.intermediate.dense")
     wide = graph.activation(wide, f"{prefix}.intermediate", config.hidden_act)
     return _residual(graph, wide, attended, f"{prefix}.output", config)
 
 
-def _self_attention(graph: Graph, hidden: str, mask: str, prefix: str, config: ModelConfig) -> str:
+def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
     heads = graph.constant("heads_shape", [0, 0, config.num_attention_heads, config.head_size], np.int64)
 
-    def split(kind: str, order: list[int]) -> str:
+    def split(kind: str, states: str, order: list[int]) -> str:
         name = f"{prefix}.{kind}"
-        shaped = graph.op("Reshape", [graph.linear(hidden, name), heads], f"{name}/Reshape")
+        shaped = graph.op("Reshape", [graph.linear(states, name), heads], f"{name}/Reshape")
         return graph.op("Transpose", [shaped], f"{name}/Transpose", perm=order)
 
-    query = split("query", [0, 2, 1, 3])
-    key_BADS, value = split("key", [0, 2, 3, 1]), split("value", [0, 2, 1, 3])
+    query = split("query", asking, [0, 2, 1, 3])
+    key_BADS, value = split("key", hidden, [0, 2, 3, 1]), split("value", hidden, [0, 2, 1, 3])
     scale = graph.constant("attention_scale", 1 / math.sqrt(config.head_size))
     query = graph.op("Mul", [query, scale], f"{prefix}/scale")
     scores = graph.op("MatMul", [query, key_BADS], f"{prefix}/scores")
@@ -187,6 +193,7 @@ def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, li
     }
 
 
+_FIRST_TOKEN_IS_ENOUGH = {"BertForSequenceClassification"}
 _HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
     "BertForSequenceClassification": _classification,
     "BertForPreTraining": _pretraining,

@@ -34,10 +34,10 @@ def activation(name: str) -> nn.Module:
 class Dropout(nn.Dropout):
     """Dropout that draws its random numbers many at a time where that is faster (see `draws_words`)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not draws_words(input, self.p if self.training else 0.0):
-            return super().forward(input)
-        return torch.ops.aten.native_dropout_backward(input, keep_mask(input, self.p), 1 / (1 - self.p))
+    def forward(self, values: Tensor) -> Tensor:
+        if not draws_words(values, self.p if self.training else 0.0):
+            return super().forward(values)
+        return scale_kept(values, keep_mask(values, self.p), self.p)
 
 
 def draws_words(values: Tensor, dropout: float) -> bool:
@@ -56,6 +56,11 @@ def keep_mask(values: Tensor, dropout: float) -> Tensor:
     return numbers >= round(dropout * 2**16) - 2**15
 
 
+def scale_kept(values: Tensor, keep: Tensor, dropout: float) -> Tensor:
+    """What is kept, scaled so that its mean stays, in one pass (which torch has as the gradient of its dropout)."""
+    return cast(Tensor, torch.ops.aten.native_dropout_backward(values, keep, 1 / (1 - dropout)))
+
+
 def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Tensor, dropout: float) -> Tensor:
     """`scaled_dot_product_attention` for `draws_words`; [B, A, S, D], with `scores` added before the softmax.
 
@@ -65,8 +70,7 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
         products = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2))
         probabilities = torch.softmax(products.add_(scores), dim=-1)
         keep = keep_mask(probabilities, dropout)
-        kept = torch.ops.aten.native_dropout_backward(probabilities, keep, 1 / (1 - dropout))
-        return torch.matmul(kept, value)
+        return torch.matmul(scale_kept(probabilities, keep, dropout), value)
 
 
 class Visibility(NamedTuple):
@@ -110,19 +114,21 @@ class BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
-        shape = (*hidden_BSH.shape[:2], self.num_heads, self.head_size)
-        query, key, value = (part(hidden_BSH).view(shape) for part in (self.query, self.key, self.value))
+    def forward(self, hidden_BSH: Tensor, visible: Visibility, asking: Tensor) -> Tensor:
+        asked = ((self.query, asking), (self.key, hidden_BSH), (self.value, hidden_BSH))
+        query, key, value = (
+            part(states).view(*states.shape[:2], self.num_heads, self.head_size) for part, states in asked
+        )
         if visible.cu_seqlens is not None:
             query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
             bounds, longest = visible.cu_seqlens, visible.max_seqlen
             context = cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest))
             return context.view(hidden_BSH.shape)
         assert visible.scores is not None
-        heads_BASD = (part.transpose(1, 2) for part in (query, key, value))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout_prob if self.training else 0.0
         attend = attention_with_dropout if draws_words(query, dropout) else functional.scaled_dot_product_attention
-        context_BASD = attend(*heads_BASD, visible.scores.to(query.dtype), dropout)
+        context_BASD = attend(query, key, value, visible.scores.to(query.dtype), dropout)
         return context_BASD.transpose(1, 2).flatten(2)
 
 
@@ -145,8 +151,8 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidual(config.hidden_size, config)
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
-        return self.output(self.self(hidden_BSH, visible), hidden_BSH)  # type: ignore[no-any-return]
+    def forward(self, hidden_BSH: Tensor, visible: Visibility, asking: Tensor) -> Tensor:
+        return self.output(self.self(hidden_BSH, visible, asking), asking)  # type: ignore[no-any-return]
 
 
 class BertIntermediate(nn.Module):
@@ -166,8 +172,9 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidual(config.intermediate_size, config)
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
-        attended = self.attention(hidden_BSH, visible)
+    def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
+        """[B, S, H], or [B, 1, H]: what becomes of the first tokens alone, which attend to all."""
+        attended = self.attention(hidden_BSH, visible, hidden_BSH[:, :1] if first_only else hidden_BSH)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
 
@@ -176,9 +183,10 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility) -> Tensor:
-        for layer in self.layer:
-            hidden_BSH = layer(hidden_BSH, visible)
+    def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
+        last = len(self.layer) - 1
+        for number, layer in enumerate(self.layer):
+            hidden_BSH = layer(hidden_BSH, visible, first_only and number == last)
         return hidden_BSH
 
 
@@ -212,10 +220,13 @@ class BertModel(nn.Module):
         position_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int = 0,
+        first_only: bool = False,
     ) -> Tensor:
         """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding.
 
-        The last three are a packed batch's (see `bertfast.text.batch.Packing`).
+        With `first_only` those of the first tokens, [B, 1, H]: the last layer does nothing for the others, which is
+        most of its work. `position_ids`, `cu_seqlens` and `max_seqlen` are a packed batch's (see
+        `bertfast.text.batch.Packing`), of which all states are needed.
         """
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -225,7 +236,8 @@ class BertModel(nn.Module):
             return self.encoder(hidden, Visibility(None, cu_seqlens, max_seqlen))  # type: ignore[no-any-return]
         else:
             masked = _between_sequences(cu_seqlens, input_ids.shape)
-        return self.encoder(hidden, Visibility(masked.to(hidden.dtype) * MASKED_SCORE))  # type: ignore[no-any-return]
+        visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE)
+        return self.encoder(hidden, visible, first_only)  # type: ignore[no-any-return]
 
 
 def _computed_in(hidden: Tensor) -> torch.dtype:

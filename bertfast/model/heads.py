@@ -101,5 +101,5 @@ class BertForSequenceClassification(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
         """`logits` [B, C]."""
-        pooled_BH = self.bert.pooler(self.bert(input_ids, attention_mask, token_type_ids))
-        return {"logits": self.classifier(self.dropout(pooled_BH))}
+        first_B1H = self.bert(input_ids, attention_mask, token_type_ids, first_only=True)
+        return {"logits": self.classifier(self.dropout(self.bert.pooler(first_B1H)))}

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from bertfast.errors import ConfigError, DataError
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import Context, Task
 from bertfast.text.batch import Batch, Features, Int64, TrainingBatch, group_by_budget
-from bertfast.text.labelled import Columns, Example
+from bertfast.text.labelled import Columns, Example, Request
+from bertfast.text.tokenizer import Encoded
 from bertfast.train.device import resolve
 from bertfast.train.loop import fit, to_inputs, total_steps
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
+from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class FinetuneSource:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.features) / self.config.global_batch_size)
+        return steps_per_epoch(self.features, self.config)
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -82,6 +85,10 @@ class FinetuneSource:
         by_length = (part[np.argsort(self.features.lengths[part], kind="stable")] for part in pools)
         batches = [part[start : start + size] for part in by_length for start in range(0, len(part), size)]
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def steps_per_epoch(features: Features, config: FinetuneConfig) -> int:
+    return math.ceil(len(features) / config.global_batch_size)
 
 
 def finetune(
@@ -112,8 +119,9 @@ def finetune(
     context = Context(start.tokenizer, task.labels(data.train), config.max_length, settings)
     task.refuse(data.dev, context.labels)
     features = task.features(data.train, context)
-    source = FinetuneSource(features, start.tokenizer.pad_id, config)
-    config = resolve(config, total_steps(source.steps_per_epoch, config))
+    exam = set_exam(task, data.dev, context)
+    steps = total_steps(steps_per_epoch(features, config), config)
+    config = resolve(config, steps)
     identity = {**config.model_dump(), "task": settings.model_dump(), "start": start.sha256}
     identity |= {"from_scratch": from_scratch, "labels": list(context.labels), **data.identity}
     run = RunDirectory(out, identity)
@@ -124,32 +132,55 @@ def finetune(
         model = task.build(start.config, len(context.labels), settings)
         if not from_scratch:
             load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
-        evaluate = partial(evaluate_answers, task=task, examples=data.dev, context=context)
+        in_use = restrict_vocabulary(model, _sequences_in_use(config, features, exam, context))
+        source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
+        evaluate = partial(_evaluate, exam=exam, in_use=in_use)
         result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
-        publish(
-            run, model.state_dict(), start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite
-        )
+        weights = in_use.weights(model, config, steps)
+        publish(run, weights, start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite)
     return result
 
 
-def evaluate_answers(
-    model: nn.Module, *, task: Task, examples: Sequence[Example], context: Context
-) -> dict[str, float]:
-    """The task's metrics of what the model answers, in fp32 and without dropout, exactly as it will be served."""
+@dataclass(frozen=True)
+class Exam:
+    """Requests as the model reads them, and the answers that are right."""
+
+    task: Task
+    context: Context
+    requests: Sequence[Request]
+    encoded: Sequence[Sequence[Encoded]]
+    golds: Sequence[Any]
+
+
+def set_exam(task: Task, examples: Sequence[Example], context: Context) -> Exam:
     requests = [example.request for example in examples]
+    return Exam(task, context, requests, task.encode(requests, context), [example.gold for example in examples])
+
+
+def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse) -> dict[str, float]:
+    """The task's metrics of what the model answers, in fp32 and without dropout, as it will be served."""
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def run(batch: Batch) -> Arrays:
+        outputs = model(**to_inputs(in_use.batch(batch), device))
+        return {name: outputs[name].float().cpu().numpy() for name in exam.task.outputs}
+
     model.eval()
-    found = answers(partial(_run, model, task.outputs), task, requests, task.encode(requests, context), context)
+    found = answers(run, exam.task, exam.requests, exam.encoded, exam.context)
     model.train()
-    metrics = task.score(found, [example.gold for example in examples])
-    return {f"dev_{name}": value for name, value in metrics.items()} | {
-        "dev_truncated": sum("truncated" in answer for answer in found)
-    }
+    metrics = exam.task.score(found, exam.golds) | {"truncated": sum("truncated" in answer for answer in found)}
+    return {f"dev_{name}": value for name, value in metrics.items()}
 
 
-@torch.no_grad()
-def _run(model: nn.Module, outputs: Sequence[str], batch: Batch) -> Arrays:
-    found = model(**to_inputs(batch, next(model.parameters()).device))
-    return {name: found[name].float().cpu().numpy() for name in outputs}
+def _sequences_in_use(
+    config: FinetuneConfig, features: Features, exam: Exam, context: Context
+) -> Iterable[Sequence[int]]:
+    """All token ids that the run meets; with LAMB, whose step depends on the norm of a whole tensor, all there are."""
+    if config.optimizer == "lamb":
+        return [range(context.tokenizer.vocab_size)]
+    met = chain(*features.sequences, *exam.encoded)
+    return chain([[context.tokenizer.pad_id]], (sequence.input_ids for sequence in met))
 
 
 def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:

@@ -23,7 +23,7 @@ def test_the_graph_is_plain_and_holds_nothing_that_it_does_not_need(exported: Pa
     layers = 2
     assert [item.version for item in model.opset_import] == [21]
     assert Counter(node.op_type for node in model.graph.node) == {
-        "Gather": 3,
+        "Gather": 4,
         "Shape": 1,
         "Slice": 1,
         "Cast": 1,

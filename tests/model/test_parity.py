@@ -157,3 +157,12 @@ def test_the_real_checkpoint_agrees_with_transformers_on_real_text(minilm: Path,
     real = batch.attention_mask.astype(bool)
     assert not real.all()
     assert relative_error(hidden[real], expected[real]) < 1e-5
+
+
+def test_the_last_layer_for_first_tokens_alone_gives_their_states(tiny_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = BertModel(tiny_config).eval()
+    ids = torch.randint(0, tiny_config.vocab_size, (3, 11))
+    mask = (torch.arange(11) < torch.tensor([[11], [7], [1]])).long()
+    everything = model(ids, mask, torch.zeros_like(ids))
+    assert torch.allclose(model(ids, mask, torch.zeros_like(ids), first_only=True), everything[:, :1], atol=1e-6)
