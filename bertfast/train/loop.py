@@ -201,9 +201,13 @@ def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, float]:
     """By how many each summed loss of these micro-batches is divided."""
     counts: dict[str, float] = {}
     for batch in batches:
-        for name, value in task.counts(batch.targets).items():
-            counts[name] = counts.get(name, 0) + value
+        _add(counts, task.counts(batch.targets))
     return counts
+
+
+def _add(totals: dict[str, float], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0) + value
 
 
 def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool) -> tuple[dict[str, float], bool]:
@@ -226,14 +230,9 @@ def evaluate_losses(model: nn.Module, task: Task, settings: Config, batches: Ite
     for batch in batches:
         inputs, targets = to_inputs(batch.batch, device), to_tensors(batch.targets, device)
         outputs = task.forward(model, inputs, targets)
-        for totals, values in (
-            (sums, task.losses(outputs, targets, settings)),
-            (correct, task.correct(outputs, targets)),
-        ):
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value.item()
-        for name, count in task.counts(batch.targets).items():
-            counts[name] = counts.get(name, 0) + count
+        _add(sums, {name: loss.item() for name, loss in task.losses(outputs, targets, settings).items()})
+        _add(correct, {name: right.item() for name, right in task.correct(outputs, targets).items()})
+        _add(counts, task.counts(batch.targets))
     model.train()
     return Losses(sums, correct, counts)
 
