@@ -131,29 +131,28 @@ def fit(
     with RunLog(run.logs, task.name, done, steps, watch, enabled=world.leads) as log:
         with _interrupts_between_steps() as interrupted:
             for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
-                set_learning_rate(optimizer, learning_rate(step, steps, config))
-                torch.manual_seed(_step_seed(config.seed, step, world.rank))
-                if config.sharding == "fsdp" and (idle := world.largest(len(batches), device) - len(batches)):
-                    batches = [*batches, *[source.idle_batch()] * idle]  # forward passes are collective there
                 counts, stopping = _agree(trainer, batches, interrupted())
                 if stopping:
                     run.save_state(done, model, optimizer, config.keep_states)
                     raise KeyboardInterrupt
+                set_learning_rate(optimizer, learning_rate(step, steps, config))
+                torch.manual_seed(_step_seed(config.seed, step, world.rank))
+                if config.sharding == "fsdp" and (idle := world.largest(len(batches), device) - len(batches)):
+                    batches = [*batches, *[source.idle_batch()] * idle]  # forward passes are collective there
                 losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config)
                 meter.add(losses, norm, batches, waited_s)
                 done = step + 1
-                stopping = world.size == 1 and interrupted()
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
                     log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
                 if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
                     log.write(done, evaluate(model))
                     meter.pause()
-                if done % config.checkpoint_every_steps == 0 or done == steps or stopping:
+                if done % config.checkpoint_every_steps == 0 or done == steps:
                     run.save_state(done, model, optimizer, config.keep_states)
                     meter.pause()
-                if stopping:
-                    raise KeyboardInterrupt
+            if world.largest(int(interrupted()), device):
+                raise KeyboardInterrupt
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -214,7 +213,7 @@ def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool
     """By how many each loss is divided over all ranks, and whether any of them was interrupted."""
     counts = count(trainer.task, batches)
     if trainer.world.size == 1:
-        return counts, False
+        return counts, interrupted
     together = trainer.world.sum(torch.tensor([*counts.values(), int(interrupted)], device=trainer.device)).tolist()
     return dict(zip(counts, together, strict=False)), together[-1] > 0
 

@@ -140,6 +140,23 @@ def test_ctrl_c_ends_the_step_and_saves_it(
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
+def test_ctrl_c_before_the_first_step_saves_the_beginning(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.prefetched
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "prefetched", interrupted)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
+    assert (tmp_path / "model.run" / "state-00000000").is_dir()
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
 def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
     first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
     again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
