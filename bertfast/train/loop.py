@@ -44,11 +44,7 @@ class StepSource(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        """What this rank learns from in step `step` (from 0); the same for the same step, whenever it is asked."""
-        ...
-
-    def idle_batch(self) -> TrainingBatch:
-        """A micro-batch that nothing is learnt from."""
+        """What this rank learns from in step `step` (from 0), never nothing; the same whenever it is asked."""
         ...
 
 
@@ -137,9 +133,8 @@ def fit(
                     raise KeyboardInterrupt
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
                 torch.manual_seed(_step_seed(config.seed, step, world.rank))
-                if config.sharding == "fsdp" and (idle := world.largest(len(batches), device) - len(batches)):
-                    batches = [*batches, *[source.idle_batch()] * idle]  # forward passes are collective there
-                losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config)
+                idle = world.largest(len(batches), device) - len(batches) if config.sharding == "fsdp" else 0
+                losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config, idle=idle)
                 meter.add(losses, norm, batches, waited_s)
                 done = step + 1
                 log.advance(done)
@@ -165,18 +160,25 @@ def optimizer_step(
     batches: Sequence[TrainingBatch],
     counts: Mapping[str, float],
     config: TrainConfig,
+    *,
+    idle: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """One step over the micro-batches of this rank; returns its share of the mean losses and the gradient's norm.
 
     Every loss is divided by its count over the whole global batch, so how that is cut into micro-batches and
     shares, and how much of them is padding, changes nothing.
+
+    Args:
+        idle: passes to make after these, in which nothing is learnt: while parameters are cut over the ranks, each
+            rank takes part in as many passes as the one with most micro-batches.
     """
     world, device = trainer.world, trainer.device
     means = {name: torch.zeros((), device=device) for name in counts}
-    for number, batch in enumerate(batches, 1):
-        with gradients_stay_here(trainer.forward, last=number == len(batches)):
+    passes = [*((batch, 1.0) for batch in batches), *[(batches[-1], 0.0)] * idle]
+    for number, (batch, weight) in enumerate(passes, 1):
+        with gradients_stay_here(trainer.forward, last=number == len(passes)):
             losses = step_losses(to_inputs(batch.batch, device), to_tensors(batch.targets, device))
-            shares = {name: loss / (counts[name] or 1) for name, loss in losses.items()}
+            shares = {name: weight * loss / (counts[name] or 1) for name, loss in losses.items()}
             # The wrappers average gradients over the ranks, and what is wanted is their sum.
             (torch.stack(list(shares.values())).sum() * world.size).backward()  # type: ignore[no-untyped-call]
         for name, share in shares.items():

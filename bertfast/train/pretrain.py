@@ -25,7 +25,7 @@ from bertfast.tasks.task import NoSettings
 from bertfast.text.batch import IGNORE_INDEX, Int64, TrainingBatch
 from bertfast.text.corpus import Corpus, verify_corpus
 from bertfast.text.instances import InstanceSource, split_documents
-from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, empty, pack, sizes_of
+from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, pack, sizes_of
 from bertfast.train.device import resolve
 from bertfast.train.diagnosis import Watch, flops_per_token
 from bertfast.train.distributed import World, joined, whole
@@ -73,17 +73,9 @@ class PretrainSource:
         first = step * self.global_batch_size + self.world.rank * self.share
         instances = [self.instances.at(place) for place in range(first, first + self.share)]
         if self.layout is not None:
-            return pack(instances, self.layout, self._pad_id)
+            return pack(instances, self.layout, self.instances.corpus.tokenizer.pad_id)
         starts = range(0, self.share, self.rows)
         return [self.instances.collate(instances[start : start + self.rows], self.rows) for start in starts]
-
-    def idle_batch(self) -> TrainingBatch:
-        assert self.layout is not None  # without packing all ranks have as many micro-batches
-        return empty(self.layout, self._pad_id)
-
-    @property
-    def _pad_id(self) -> int:
-        return self.instances.corpus.tokenizer.pad_id
 
 
 def pretrain(

@@ -115,12 +115,12 @@ def ctrl_c_during(step: int, corpus: Corpus, out: Path, monkeypatch: pytest.Monk
     """Run until a Ctrl-C that comes in the middle of a step, counted from 1."""
     real, done = loop.optimizer_step, 0
 
-    def interrupted(*arguments: object) -> object:
+    def interrupted(*arguments: object, **options: object) -> object:
         nonlocal done
         done += 1
         if done == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "optimizer_step", interrupted)
@@ -198,12 +198,12 @@ def interrupt_after(
     """Run until a power cut after so many steps, `done` of which were done before."""
     real = loop.optimizer_step
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: object, **options: object) -> object:
         nonlocal done
         if done == steps:
             raise RuntimeError("power cut")
         done += 1
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(loop, "optimizer_step", stopping)
@@ -321,7 +321,7 @@ def test_a_run_directory_that_is_not_ours_is_left_alone(corpus: Corpus, tmp_path
 
 
 def losses_and_gradients(
-    batches: list[TrainingBatch], shape: ModelConfig
+    batches: list[TrainingBatch], shape: ModelConfig, idle: int = 0
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """One step's losses and the gradients that it used, without dropout."""
     torch.manual_seed(0)
@@ -332,7 +332,8 @@ def losses_and_gradients(
     trainer = loop.Trainer(task, NoSettings(), model, model, torch.device("cpu"), Precision.FP32)
     gradients: dict[str, torch.Tensor] = {}
     optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
-    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, loop.count(task, batches), config)
+    counts = loop.count(task, batches)
+    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, counts, config, idle=idle)
     return {name: float(loss) for name, loss in losses.items()}, gradients
 
 
@@ -352,6 +353,14 @@ def test_micro_batches_change_nothing(corpus: Corpus, tiny_config: ModelConfig) 
     assert losses == pytest.approx(split_losses, rel=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, split_gradients[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_nothing_is_learnt_in_an_idle_pass(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    batches = padded_batches(corpus, micro_batch_tokens=64)
+    losses, gradients = losses_and_gradients(batches, tiny_config)
+    idle_losses, idle_gradients = losses_and_gradients(batches, tiny_config, idle=2)
+    assert losses == idle_losses
+    assert same(gradients, idle_gradients)
 
 
 def test_padding_does_not_count(corpus: Corpus, tiny_config: ModelConfig) -> None:
