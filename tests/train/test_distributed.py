@@ -20,7 +20,7 @@ from bertfast.model.weights import open_checkpoint
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.distributed import World
-from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain
+from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain, sample_sizes
 from tests.conftest import TINY_PRETRAIN
 
 STEPS = 40
@@ -125,7 +125,7 @@ def test_ranks_may_have_unequal_numbers_of_micro_batches(corpus: Corpus) -> None
     config = CONFIG.model_copy(update={"device": "cpu"})
     shape = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
     sources = [
-        PretrainSource(instances, config, world, packed_layout(instances, config, shape, world))
+        PretrainSource(instances, config, world, packed_layout(sample_sizes(instances), config, shape, world))
         for world in (World(0, 2), World(1, 2))
     ]
     counts = [[len(source.micro_batches(step)) for source in sources] for step in range(STEPS)]
