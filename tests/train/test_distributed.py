@@ -21,18 +21,10 @@ from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.distributed import World
 from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain, sample_sizes
-from tests.conftest import TINY_PRETRAIN
+from tests.conftest import TINY_PRETRAIN, TINY_SHAPE
 
 STEPS = 40
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+SHAPE = TINY_SHAPE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIG = TINY_PRETRAIN.model_copy(
     update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 64, "short_seq_prob": 0.6}
 )
