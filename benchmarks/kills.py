@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from provenance import provenance
+
 from bertfast import artifact
 
 SETTINGS = (
@@ -93,17 +95,13 @@ def main() -> None:
         left -= len(moments)
         runs.append({"kills": moments, "same": weights(out) == expected})
         print(f"{len(moments)} kills, the same weights: {runs[-1]['same']}", flush=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     report = {
-        "command": " ".join(sys.argv),
-        "commit": commit.stdout.strip(),
+        **provenance(),
         "settings": list(SETTINGS),
         "undisturbed_twice_the_same": weights(options.out / "again") == expected,
         "kills": options.kills,
         "runs": runs,
         "all_the_same": all(run["same"] for run in runs),
-        "libraries": artifact.libraries(),
-        "hardware": artifact.hardware(),
     }
     text = json.dumps(report, indent=1)
     if options.result:

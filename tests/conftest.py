@@ -7,7 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +18,9 @@ from bertfast.tasks import get_task
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.corpus import Corpus, build_corpus, open_corpus
 from bertfast.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import transformers
 
 torch.set_num_threads(2)
 
@@ -47,6 +50,13 @@ TINY_FINETUNE = FinetuneConfig(
     compile=False,
     threads=2,
 )
+TINY_SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
 
 
 def sentence(rng: random.Random) -> str:
@@ -77,13 +87,20 @@ def corpus(documents: list[str], tokenizer: Tokenizer, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="session")
 def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig(vocab_size=tokenizer.vocab_size, **TINY_SHAPE)
+
+
+@pytest.fixture
+def tiny_bert_config(tokenizer: Tokenizer) -> transformers.BertConfig:
+    """A shape as transformers writes it."""
+    from transformers import BertConfig
+
+    return BertConfig(
         vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
     )
 
 

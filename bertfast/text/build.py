@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from array import array
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -22,7 +20,7 @@ from bertfast.text.duplicates import sentence_hash
 from bertfast.text.sentences import Newlines, split_document
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.text.word_cache import WordCache, token_dtype
-from bertfast.workers import interrupts_held, worker_pool
+from bertfast.workers import in_order, worker_pool
 
 
 @dataclass(frozen=True)
@@ -137,15 +135,8 @@ def in_processes(chunks: Iterable[Chunk], job: Job, *, workers: int) -> Generato
         WorkerError: a worker was killed.
     """
     pool = worker_pool(workers, _one_core)
-    under_way: deque[Future[Part]] = deque()
     try:
-        for chunk in chunks:
-            with interrupts_held():
-                under_way.append(pool.submit(tokenize_chunk, job, chunk))
-            if len(under_way) >= 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        yield from in_order(pool, partial(tokenize_chunk, job), chunks, ahead=2 * workers - 1)
     except BrokenProcessPool:
         raise WorkerError(
             f"one of {workers} worker processes ended. Where memory ran out, start again with fewer --workers: the "

@@ -45,6 +45,11 @@ class Masking:
     choosable: npt.NDArray[np.bool_]
 
 
+def max_predictions(config: PretrainConfig) -> int:
+    """The most tokens that are chosen in one sequence; where it is not set, the share of a whole one."""
+    return config.max_predictions_per_seq or max(1, round(config.max_length * config.masked_lm_prob))
+
+
 def masking_of(config: PretrainConfig, tokenizer: Tokenizer) -> Masking:
     choosable = np.ones(tokenizer.vocab_size, bool)
     choosable[[tokenizer.special_ids[token] for token in _NEVER_CHOSEN]] = False
@@ -52,7 +57,7 @@ def masking_of(config: PretrainConfig, tokenizer: Tokenizer) -> Masking:
     return Masking(
         unit=config.masking,
         probability=config.masked_lm_prob,
-        max_predictions=config.max_predictions_per_seq or max(1, round(config.max_length * config.masked_lm_prob)),
+        max_predictions=max_predictions(config),
         mask_share=config.mask_token_prob,
         random_share=config.random_token_prob,
         span_shares=np.cumsum(shares / shares.sum()),

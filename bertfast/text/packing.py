@@ -136,11 +136,6 @@ def pack(instances: Sequence[Instance], layout: Layout, pad_id: int) -> list[Tra
     return [_fill(rows, instances, layout, pad_id) for rows in assign(sizes_of(instances), layout)]
 
 
-def empty(layout: Layout, pad_id: int) -> TrainingBatch:
-    """A micro-batch of nothing but padding: what a rank computes while others still have work."""
-    return _fill([], [], layout, pad_id)
-
-
 def _fill(rows: list[list[int]], instances: Sequence[Instance], layout: Layout, pad_id: int) -> TrainingBatch:
     input_ids = np.full(layout.tokens, pad_id, np.int64)
     attention_mask, token_type_ids, position_ids = (np.zeros(layout.tokens, np.int64) for _ in range(3))

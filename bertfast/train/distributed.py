@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bertfast.errors import ConfigError
+from bertfast.model.encoder import BertLayer
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def spread(model: nn.Module, world: World, device: torch.device, sharding: str) 
     if sharding == "fsdp":
         mesh = init_device_mesh(device.type, (world.size,))
         for part in model.modules():
-            if type(part).__name__ == "BertLayer":
+            if isinstance(part, BertLayer):
                 fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model

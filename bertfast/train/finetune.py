@@ -72,9 +72,6 @@ class FinetuneSource:
         parts = group_by_budget(self.features.lengths[items], self.config.micro_batch_tokens, len(items))
         return [self.features.batch(items[part], self.pad_id) for part in parts]
 
-    def idle_batch(self) -> TrainingBatch:
-        raise NotImplementedError("fine-tuning runs in one process")
-
     def _epoch_batches(self, epoch: int) -> list[Int64]:
         """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
         rng = np.random.default_rng([self.config.seed, epoch])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from bertfast.errors import WorkerError
 from bertfast.text.batch import TrainingBatch
-from bertfast.workers import interrupts_held, worker_pool
+from bertfast.workers import in_order, worker_pool
 
 MicroBatches = Sequence[TrainingBatch]
 _made_here: Callable[[int], MicroBatches] | None = None
@@ -40,24 +39,17 @@ def prefetched(make: Callable[[int], MicroBatches], steps: range, workers: int) 
     else:
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         task = make
-    ahead = max(1, 2 * workers)
+    made = in_order(pool, task, steps, ahead=max(1, 2 * workers))
     try:
-        with interrupts_held():
-            pending = deque(pool.submit(task, step) for step in steps[:ahead])
         for step in steps:
             asked_s = time.perf_counter()
-            try:
-                batches = pending.popleft().result()
-            except BrokenProcessPool:
-                raise WorkerError(
-                    f"one of the {workers} processes that make batches ended, most likely because memory ran out. "
-                    "Go on with --resume and fewer of them: --set workers=1."
-                ) from None
-            waited_s = time.perf_counter() - asked_s
-            if step + ahead in steps:
-                with interrupts_held():
-                    pending.append(pool.submit(task, step + ahead))
-            yield Loaded(step, batches, waited_s)
+            batches = next(made)
+            yield Loaded(step, batches, time.perf_counter() - asked_s)
+    except BrokenProcessPool:
+        raise WorkerError(
+            f"one of the {workers} processes that make batches ended, most likely because memory ran out. "
+            "Go on with --resume and fewer of them: --set workers=1."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

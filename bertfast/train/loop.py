@@ -44,11 +44,7 @@ class StepSource(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
-        """What this rank learns from in step `step` (from 0); the same for the same step, whenever it is asked."""
-        ...
-
-    def idle_batch(self) -> TrainingBatch:
-        """A micro-batch that nothing is learnt from."""
+        """What this rank learns from in step `step` (from 0), never nothing; the same whenever it is asked."""
         ...
 
 
@@ -131,29 +127,27 @@ def fit(
     with RunLog(run.logs, task.name, done, steps, watch, enabled=world.leads) as log:
         with _interrupts_between_steps() as interrupted:
             for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
-                set_learning_rate(optimizer, learning_rate(step, steps, config))
-                torch.manual_seed(_step_seed(config.seed, step, world.rank))
-                if config.sharding == "fsdp" and (idle := world.largest(len(batches), device) - len(batches)):
-                    batches = [*batches, *[source.idle_batch()] * idle]  # forward passes are collective there
                 counts, stopping = _agree(trainer, batches, interrupted())
                 if stopping:
                     run.save_state(done, model, optimizer, config.keep_states)
                     raise KeyboardInterrupt
-                losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config)
+                set_learning_rate(optimizer, learning_rate(step, steps, config))
+                torch.manual_seed(_step_seed(config.seed, step, world.rank))
+                idle = world.largest(len(batches), device) - len(batches) if config.sharding == "fsdp" else 0
+                losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config, idle=idle)
                 meter.add(losses, norm, batches, waited_s)
                 done = step + 1
-                stopping = world.size == 1 and interrupted()
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
                     log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
                 if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
                     log.write(done, evaluate(model))
                     meter.pause()
-                if done % config.checkpoint_every_steps == 0 or done == steps or stopping:
+                if done % config.checkpoint_every_steps == 0 or done == steps:
                     run.save_state(done, model, optimizer, config.keep_states)
                     meter.pause()
-                if stopping:
-                    raise KeyboardInterrupt
+            if world.largest(int(interrupted()), device):
+                raise KeyboardInterrupt
         final = evaluate(model)
         log.write(steps, final)
     return final
@@ -166,18 +160,25 @@ def optimizer_step(
     batches: Sequence[TrainingBatch],
     counts: Mapping[str, float],
     config: TrainConfig,
+    *,
+    idle: int = 0,
 ) -> tuple[dict[str, Tensor], float]:
     """One step over the micro-batches of this rank; returns its share of the mean losses and the gradient's norm.
 
     Every loss is divided by its count over the whole global batch, so how that is cut into micro-batches and
     shares, and how much of them is padding, changes nothing.
+
+    Args:
+        idle: passes to make after these, in which nothing is learnt: while parameters are cut over the ranks, each
+            rank takes part in as many passes as the one with most micro-batches.
     """
     world, device = trainer.world, trainer.device
     means = {name: torch.zeros((), device=device) for name in counts}
-    for number, batch in enumerate(batches, 1):
-        with gradients_stay_here(trainer.forward, last=number == len(batches)):
+    passes = [*((batch, 1.0) for batch in batches), *[(batches[-1], 0.0)] * idle]
+    for number, (batch, weight) in enumerate(passes, 1):
+        with gradients_stay_here(trainer.forward, last=number == len(passes)):
             losses = step_losses(to_inputs(batch.batch, device), to_tensors(batch.targets, device))
-            shares = {name: loss / (counts[name] or 1) for name, loss in losses.items()}
+            shares = {name: weight * loss / (counts[name] or 1) for name, loss in losses.items()}
             # The wrappers average gradients over the ranks, and what is wanted is their sum.
             (torch.stack(list(shares.values())).sum() * world.size).backward()  # type: ignore[no-untyped-call]
         for name, share in shares.items():
@@ -201,16 +202,20 @@ def count(task: Task, batches: Sequence[TrainingBatch]) -> dict[str, float]:
     """By how many each summed loss of these micro-batches is divided."""
     counts: dict[str, float] = {}
     for batch in batches:
-        for name, value in task.counts(batch.targets).items():
-            counts[name] = counts.get(name, 0) + value
+        _add(counts, task.counts(batch.targets))
     return counts
+
+
+def _add(totals: dict[str, float], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0) + value
 
 
 def _agree(trainer: Trainer, batches: Sequence[TrainingBatch], interrupted: bool) -> tuple[dict[str, float], bool]:
     """By how many each loss is divided over all ranks, and whether any of them was interrupted."""
     counts = count(trainer.task, batches)
     if trainer.world.size == 1:
-        return counts, False
+        return counts, interrupted
     together = trainer.world.sum(torch.tensor([*counts.values(), int(interrupted)], device=trainer.device)).tolist()
     return dict(zip(counts, together, strict=False)), together[-1] > 0
 
@@ -226,14 +231,9 @@ def evaluate_losses(model: nn.Module, task: Task, settings: Config, batches: Ite
     for batch in batches:
         inputs, targets = to_inputs(batch.batch, device), to_tensors(batch.targets, device)
         outputs = task.forward(model, inputs, targets)
-        for totals, values in (
-            (sums, task.losses(outputs, targets, settings)),
-            (correct, task.correct(outputs, targets)),
-        ):
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value.item()
-        for name, count in task.counts(batch.targets).items():
-            counts[name] = counts.get(name, 0) + count
+        _add(sums, {name: loss.item() for name, loss in task.losses(outputs, targets, settings).items()})
+        _add(correct, {name: right.item() for name, right in task.correct(outputs, targets).items()})
+        _add(counts, task.counts(batch.targets))
     model.train()
     return Losses(sums, correct, counts)
 

@@ -25,7 +25,8 @@ from bertfast.tasks.task import NoSettings
 from bertfast.text.batch import IGNORE_INDEX, Int64, TrainingBatch
 from bertfast.text.corpus import Corpus, verify_corpus
 from bertfast.text.instances import InstanceSource, split_documents
-from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, empty, pack, sizes_of
+from bertfast.text.masking import max_predictions
+from bertfast.text.packing import Layout, Limits, Sizes, choose_layout, pack, sizes_of
 from bertfast.train.device import resolve
 from bertfast.train.diagnosis import Watch, flops_per_token
 from bertfast.train.distributed import World, joined, whole
@@ -58,6 +59,7 @@ class PretrainSource:
     ) -> None:
         self.instances = instances
         self.flops_per_token = flops_per_token
+        self.steps_per_epoch = steps_per_epoch(instances, config)
         self.global_batch_size = config.global_batch_size
         self.world = world
         self.share = world.share(config.global_batch_size)
@@ -65,25 +67,17 @@ class PretrainSource:
         pieces = math.ceil(self.share / max(1, config.micro_batch_tokens // config.max_length))
         self.rows = math.ceil(self.share / pieces)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self.instances) // self.global_batch_size)
-
     def micro_batches(self, step: int) -> Sequence[TrainingBatch]:
         first = step * self.global_batch_size + self.world.rank * self.share
         instances = [self.instances.at(place) for place in range(first, first + self.share)]
         if self.layout is not None:
-            return pack(instances, self.layout, self._pad_id)
+            return pack(instances, self.layout, self.instances.corpus.tokenizer.pad_id)
         starts = range(0, self.share, self.rows)
         return [self.instances.collate(instances[start : start + self.rows], self.rows) for start in starts]
 
-    def idle_batch(self) -> TrainingBatch:
-        assert self.layout is not None  # without packing all ranks have as many micro-batches
-        return empty(self.layout, self._pad_id)
 
-    @property
-    def _pad_id(self) -> int:
-        return self.instances.corpus.tokenizer.pad_id
+def steps_per_epoch(instances: InstanceSource, config: PretrainConfig) -> int:
+    return max(1, len(instances) // config.global_batch_size)
 
 
 def pretrain(
@@ -111,11 +105,12 @@ def pretrain(
     shape = _model_config(corpus, config, model_settings or {}, start)
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
     instances = InstanceSource(corpus, training, config)
-    steps = total_steps(max(1, len(instances) // config.global_batch_size), config)
+    steps = total_steps(steps_per_epoch(instances, config), config)
     config = resolve(config, steps)
+    sample = sample_sizes(instances)
     with joined(config.device) as world:
-        layout = packed_layout(instances, config, shape, world)
-        source = PretrainSource(instances, config, world, layout, training_flops_per_token(instances, shape))
+        layout = packed_layout(sample, config, shape, world)
+        source = PretrainSource(instances, config, world, layout, training_flops_per_token(sample, shape))
         identity = {**config.model_dump(), "model": shape.model_dump(), "corpus": corpus.sha256}
         run = RunDirectory(out, identity | {"start": start.sha256 if start else None}, world)
         if resume and not overwrite and (ended := run.result()) is not None:
@@ -141,7 +136,12 @@ def pretrain(
     return result
 
 
-def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: ModelConfig, world: World) -> Layout | None:
+def sample_sizes(instances: InstanceSource) -> Sizes:
+    """The sizes of the first sequences, by which a run is laid out."""
+    return sizes_of([instances.at(place) for place in range(min(len(instances), _SAMPLE))])
+
+
+def packed_layout(sample: Sizes, config: PretrainConfig, shape: ModelConfig, world: World) -> Layout | None:
     """The shapes of packed micro-batches for a resolved configuration, or None where packing is off.
 
     One long row where the attention kernel takes the boundaries of sequences: on CUDA, in bf16, without dropout of
@@ -158,8 +158,8 @@ def packed_layout(instances: InstanceSource, config: PretrainConfig, shape: Mode
             stacklevel=2,
         )
     return choose_layout(
-        _sample(instances),
-        Limits(config.max_length, instances.max_predictions),
+        sample,
+        Limits(config.max_length, max_predictions(config)),
         batch_size=world.share(config.global_batch_size),
         ranks=world.size,
         row_tokens=None if one_row else config.row_tokens or config.max_length,
@@ -214,14 +214,8 @@ def _evaluate(model: nn.Module, *, exam: Exam | None) -> dict[str, float]:
     }
 
 
-def _sample(instances: InstanceSource) -> Sizes:
-    """The sizes of the first sequences."""
-    return sizes_of([instances.at(place) for place in range(min(len(instances), _SAMPLE))])
-
-
-def training_flops_per_token(instances: InstanceSource, shape: ModelConfig) -> float:
-    """What training on a real token of these instances takes (see `diagnosis.flops_per_token`)."""
-    sample = _sample(instances)
+def training_flops_per_token(sample: Sizes, shape: ModelConfig) -> float:
+    """What training on a real token of such sequences takes (see `diagnosis.flops_per_token`)."""
     length = float((sample.tokens**2).sum() / sample.tokens.sum())
     return flops_per_token(shape, length, float(sample.masked.sum() / sample.tokens.sum()))
 

@@ -104,15 +104,10 @@ def test_our_pretrained_model_opens_in_transformers(pretrained: Path, tokenizer:
     assert transformers.AutoModel.from_pretrained(pretrained).config.hidden_size == 32
 
 
-def test_a_model_saved_by_transformers_opens_in_ours(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shape = transformers.BertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    theirs = transformers.BertForPreTraining(shape).eval()
+def test_a_model_saved_by_transformers_opens_in_ours(
+    tokenizer: Tokenizer, tiny_bert_config: transformers.BertConfig, tmp_path: Path
+) -> None:
+    theirs = transformers.BertForPreTraining(tiny_bert_config).eval()
     theirs.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     checkpoint = open_checkpoint(tmp_path)

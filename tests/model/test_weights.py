@@ -158,15 +158,10 @@ def test_the_names_of_tensorflow_s_layer_norm_are_read(foreign: Path) -> None:
     assert load_weights(model, foreign, complete=True) == []
 
 
-def test_a_binary_classifier_that_transformers_saved_is_served(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shape = transformers.BertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    transformers.BertForSequenceClassification(shape).save_pretrained(tmp_path)
+def test_a_binary_classifier_that_transformers_saved_is_served(
+    tokenizer: Tokenizer, tiny_bert_config: transformers.BertConfig, tmp_path: Path
+) -> None:
+    transformers.BertForSequenceClassification(tiny_bert_config).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     with bertfast.load(tmp_path) as model:
         assert model.predict(["The river."])[0]["label"] in ("LABEL_0", "LABEL_1")

@@ -20,19 +20,11 @@ from bertfast.model.weights import open_checkpoint
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource, split_documents
 from bertfast.train.distributed import World
-from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain
-from tests.conftest import TINY_PRETRAIN
+from bertfast.train.pretrain import PretrainSource, packed_layout, pretrain, sample_sizes
+from tests.conftest import TINY_PRETRAIN, TINY_SHAPE
 
 STEPS = 40
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+SHAPE = TINY_SHAPE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIG = TINY_PRETRAIN.model_copy(
     update={"max_steps": STEPS, "threads": 1, "micro_batch_tokens": 64, "short_seq_prob": 0.6}
 )
@@ -125,7 +117,7 @@ def test_ranks_may_have_unequal_numbers_of_micro_batches(corpus: Corpus) -> None
     config = CONFIG.model_copy(update={"device": "cpu"})
     shape = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
     sources = [
-        PretrainSource(instances, config, world, packed_layout(instances, config, shape, world))
+        PretrainSource(instances, config, world, packed_layout(sample_sizes(instances), config, shape, world))
         for world in (World(0, 2), World(1, 2))
     ]
     counts = [[len(source.micro_batches(step)) for source in sources] for step in range(STEPS)]

@@ -30,15 +30,7 @@ from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
 from bertfast.train.optimizer import make_optimizer
 from bertfast.train.pretrain import PretrainSource, pretrain
-from tests.conftest import TINY_PRETRAIN
-
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}
+from tests.conftest import TINY_PRETRAIN, TINY_SHAPE
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -52,13 +44,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "model"
-    pretrain(corpus, out, TINY_PRETRAIN, model_settings=SHAPE)
+    pretrain(corpus, out, TINY_PRETRAIN, model_settings=TINY_SHAPE)
     return out
 
 
 def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"max_steps": 120, "learning_rate": 3e-3, "log_every_steps": 10})
-    result = pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
+    result = pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE)
     assert result["heldout_mlm"] < result["unigram_entropy"] - 0.3
     assert set(result) >= {"heldout_nsp", "heldout_nsp_accuracy", "nsp_majority", "mlm_majority"}
     report = (tmp_path / "model" / "logs" / "report.md").read_text()
@@ -72,13 +64,13 @@ def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_weights(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
 def test_worker_processes_change_nothing(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"workers": 1})
-    pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
+    pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
@@ -89,7 +81,7 @@ def test_an_evaluation_between_comes_before_the_state_of_its_step(
     interrupt_after(5, corpus, tmp_path / "model", monkeypatch, evaluate_every_steps=4)
     shutil.rmtree(tmp_path / "model.run" / "state-00000004")
     config = TINY_PRETRAIN.model_copy(update={"evaluate_every_steps": 4})
-    pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE, resume=True)
+    pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE, resume=True)
     lines = (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
     assert [row["step"] for row in map(json.loads, lines) if "heldout_mlm" in row] == [4, 6]
 
@@ -102,8 +94,8 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
     interrupt_after(stop, corpus, tmp_path / "model", monkeypatch)
     assert not (tmp_path / "model").exists()
     with pytest.raises(ArtifactError, match="unfinished run.*--resume"):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE)
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
@@ -115,16 +107,16 @@ def ctrl_c_during(step: int, corpus: Corpus, out: Path, monkeypatch: pytest.Monk
     """Run until a Ctrl-C that comes in the middle of a step, counted from 1."""
     real, done = loop.optimizer_step, 0
 
-    def interrupted(*arguments: object) -> object:
+    def interrupted(*arguments: object, **options: object) -> object:
         nonlocal done
         done += 1
         if done == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "optimizer_step", interrupted)
-        pretrain(corpus, out, TINY_PRETRAIN, model_settings=SHAPE)
+        pretrain(corpus, out, TINY_PRETRAIN, model_settings=TINY_SHAPE)
 
 
 @pytest.mark.parametrize("step", [5, 6])
@@ -136,17 +128,34 @@ def test_ctrl_c_ends_the_step_and_saves_it(
     ctrl_c_during(step, corpus, tmp_path / "model", monkeypatch)
     assert signal.getsignal(signal.SIGINT) is before
     assert (tmp_path / "model.run" / f"state-{step:08d}").is_dir()
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "model"))
+
+
+def test_ctrl_c_before_the_first_step_saves_the_beginning(
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.prefetched
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "prefetched", interrupted)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
+    assert (tmp_path / "model.run" / "state-00000000").is_dir()
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
 def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
-    first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
-    again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
+    again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     assert again == first
     other = TINY_PRETRAIN.model_copy(update={"seed": 3})
     with pytest.raises(ConfigError, match="started with seed = 0, and now it is 3"):
-        pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", other, model_settings=TINY_SHAPE, resume=True)
 
 
 def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
@@ -154,7 +163,7 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
     options = [
         f"--set={key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in settings.items()
     ]
-    options += [f"--set=model.{key}={value}" for key, value in SHAPE.items()]
+    options += [f"--set=model.{key}={value}" for key, value in TINY_SHAPE.items()]
     command = [sys.executable, "-m", "bertfast", "train", "pretrain", "--corpus", str(corpus.path), *options]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed.run").glob("state-*[0-9]")) and process.poll() is None:
@@ -181,16 +190,16 @@ def interrupt_after(
     """Run until a power cut after so many steps, `done` of which were done before."""
     real = loop.optimizer_step
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: object, **options: object) -> object:
         nonlocal done
         if done == steps:
             raise RuntimeError("power cut")
         done += 1
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(loop, "optimizer_step", stopping)
-        pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=SHAPE, resume=resume)
+        pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=TINY_SHAPE, resume=resume)
 
 
 def test_resuming_with_other_settings_is_refused(
@@ -199,7 +208,7 @@ def test_resuming_with_other_settings_is_refused(
     interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     other = TINY_PRETRAIN.model_copy(update={"weight_decay": 0.5})
     with pytest.raises(ConfigError, match=r"started with weight_decay = 0.01, and now it is 0.5"):
-        pretrain(corpus, tmp_path / "model", other, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", other, model_settings=TINY_SHAPE, resume=True)
 
 
 def test_a_run_that_diverges_goes_on_with_a_lower_rate(
@@ -208,7 +217,7 @@ def test_a_run_that_diverges_goes_on_with_a_lower_rate(
     interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
     lower = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e-4})
     with pytest.warns(UserWarning, match="goes on with learning_rate = 0.0001 instead of 0.001"):
-        pretrain(corpus, tmp_path / "model", lower, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", lower, model_settings=TINY_SHAPE, resume=True)
     rows = (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
     rates = [row["learning_rate"] for row in map(json.loads, rows) if "learning_rate" in row]
     assert rates[1] > 5e-4 > 1e-4 >= rates[2]
@@ -220,7 +229,7 @@ def test_two_runs_do_not_share_a_directory(corpus: Corpus, tmp_path: Path, monke
         artifact.hold(tmp_path / "model.run", "training"),
         pytest.raises(ArtifactError, match="another process is training in .*model.run"),
     ):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
 
 
 def alter(state: Path) -> None:
@@ -257,7 +266,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
         "state-00000004",
         "state-00000004.damaged",
     ]
-    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+    pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "model"))
 
 
@@ -268,14 +277,14 @@ def test_without_a_whole_state_a_run_is_refused(
     (state,) = (tmp_path / "model.run").glob("state-*")
     alter(state)
     with pytest.raises(ArtifactError, match="SHA-256 differs.*No older state.*--overwrite"):
-        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=True)
+        pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
 
 
 def resumed_is_undisturbed(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> bool:
     config = TINY_PRETRAIN.model_copy(update=changes)
-    pretrain(corpus, tmp_path / "whole", config, model_settings=SHAPE)
+    pretrain(corpus, tmp_path / "whole", config, model_settings=TINY_SHAPE)
     interrupt_after(3, corpus, tmp_path / "cut", monkeypatch, **changes)
-    pretrain(corpus, tmp_path / "cut", config, model_settings=SHAPE, resume=True)
+    pretrain(corpus, tmp_path / "cut", config, model_settings=TINY_SHAPE, resume=True)
     return same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
@@ -298,13 +307,13 @@ def test_a_run_directory_that_is_not_ours_is_left_alone(corpus: Corpus, tmp_path
     for resume, overwrite in ((True, False), (False, True)):
         with pytest.raises(ArtifactError, match="bertfast did not make it"):
             pretrain(
-                corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=SHAPE, resume=resume, overwrite=overwrite
+                corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=resume, overwrite=overwrite
             )
     assert (tmp_path / "model.run" / "thesis.txt").read_text() == "precious"
 
 
 def losses_and_gradients(
-    batches: list[TrainingBatch], shape: ModelConfig
+    batches: list[TrainingBatch], shape: ModelConfig, idle: int = 0
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """One step's losses and the gradients that it used, without dropout."""
     torch.manual_seed(0)
@@ -315,7 +324,8 @@ def losses_and_gradients(
     trainer = loop.Trainer(task, NoSettings(), model, model, torch.device("cpu"), Precision.FP32)
     gradients: dict[str, torch.Tensor] = {}
     optimizer.zero_grad = lambda **_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore[assignment,union-attr]
-    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, loop.count(task, batches), config)
+    counts = loop.count(task, batches)
+    losses, _ = optimizer_step(trainer, trainer.losses, optimizer, batches, counts, config, idle=idle)
     return {name: float(loss) for name, loss in losses.items()}, gradients
 
 
@@ -335,6 +345,14 @@ def test_micro_batches_change_nothing(corpus: Corpus, tiny_config: ModelConfig) 
     assert losses == pytest.approx(split_losses, rel=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, split_gradients[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_nothing_is_learnt_in_an_idle_pass(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    batches = padded_batches(corpus, micro_batch_tokens=64)
+    losses, gradients = losses_and_gradients(batches, tiny_config)
+    idle_losses, idle_gradients = losses_and_gradients(batches, tiny_config, idle=2)
+    assert losses == idle_losses
+    assert same(gradients, idle_gradients)
 
 
 def test_padding_does_not_count(corpus: Corpus, tiny_config: ModelConfig) -> None:
@@ -364,7 +382,7 @@ def more_padding(batch: TrainingBatch, extra: int = 9) -> TrainingBatch:
 def test_divergence_is_said(corpus: Corpus, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
     with pytest.raises(DivergenceError, match="what is not finite is the gradient of .*go on with --resume"):
-        pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
+        pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE)
 
 
 def test_without_a_compiler_training_runs_eagerly_with_one_warning(
@@ -374,7 +392,7 @@ def test_without_a_compiler_training_runs_eagerly_with_one_warning(
     monkeypatch.delenv("CXX", raising=False)
     config = TINY_PRETRAIN.model_copy(update={"compile": True})
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
-        pretrain(corpus, tmp_path / "model", config, model_settings=SHAPE)
+        pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE)
     assert len([item for item in caught if "compiler" in str(item.message)]) == 1
 
 
@@ -387,7 +405,7 @@ def test_short_runs_are_not_compiled() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, tmp_path: Path) -> None:
-    shape = SHAPE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape = TINY_SHAPE | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     results = [
         pretrain(
             corpus,
@@ -403,9 +421,11 @@ def test_a_compiled_run_learns_as_an_eager_one(corpus: Corpus, tmp_path: Path) -
 def test_the_shape_comes_from_the_checkpoint_or_from_settings(corpus: Corpus, pretrained: Path, tmp_path: Path) -> None:
     start = open_checkpoint(pretrained)
     with pytest.raises(ConfigError, match="leave out"):
-        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN, model_settings=SHAPE, start=start)
+        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN, model_settings=TINY_SHAPE, start=start)
     with pytest.raises(ConfigError, match="max_length 100 exceeds the model's max_position_embeddings 64"):
-        pretrain(corpus, tmp_path / "m", TINY_PRETRAIN.model_copy(update={"max_length": 100}), model_settings=SHAPE)
+        pretrain(
+            corpus, tmp_path / "m", TINY_PRETRAIN.model_copy(update={"max_length": 100}), model_settings=TINY_SHAPE
+        )
     one_step = TINY_PRETRAIN.model_copy(update={"max_steps": 1})
     pretrain(corpus, tmp_path / "m", one_step, start=start)
     assert open_checkpoint(tmp_path / "m").config == start.config

@@ -21,7 +21,7 @@ from bertfast.text.instances import InstanceSource
 from bertfast.train import pretrain
 from bertfast.train.distributed import World
 from bertfast.train.loop import to_inputs
-from bertfast.train.pretrain import PretrainSource, packed_layout
+from bertfast.train.pretrain import PretrainSource, packed_layout, sample_sizes
 from tests.conftest import TINY_PRETRAIN
 from tests.train.test_loop import losses_and_gradients
 
@@ -32,7 +32,7 @@ CONFIG = TINY_PRETRAIN.model_copy(update={"short_seq_prob": 0.6, "global_batch_s
 def batches(corpus: Corpus, shape: ModelConfig, *, one_row: bool = False, **changes: object) -> list[TrainingBatch]:
     config: PretrainConfig = CONFIG.model_copy(update=changes)
     instances = InstanceSource(corpus, np.arange(corpus.num_documents), config)
-    layout = packed_layout(instances, config, shape, World())
+    layout = packed_layout(sample_sizes(instances), config, shape, World())
     assert layout is None or not one_row or layout.rows == 1
     return list(PretrainSource(instances, config, World(), layout).micro_batches(0))
 
@@ -128,12 +128,13 @@ def test_a_padded_vocabulary_gives_the_same_logits(tiny_config: ModelConfig) -> 
 def test_the_order_of_the_data_does_not_depend_on_the_ranks(corpus: Corpus, tiny_config: ModelConfig) -> None:
     task = get_task("pretrain")
     instances = InstanceSource(corpus, np.arange(corpus.num_documents), CONFIG)
+    sample = sample_sizes(instances)
 
     def learnt(size: int) -> list[tuple[int, ...]]:
         parts = []
         for rank in range(size):
             world = World(rank, size)
-            source = PretrainSource(instances, CONFIG, world, packed_layout(instances, CONFIG, tiny_config, world))
+            source = PretrainSource(instances, CONFIG, world, packed_layout(sample, CONFIG, tiny_config, world))
             for item in source.micro_batches(3):
                 assert task.counts(item.targets)["nsp"] > 0
                 bounds = item.batch.packing.cu_seqlens  # type: ignore[union-attr]
