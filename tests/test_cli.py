@@ -29,6 +29,7 @@ VERBS = [
     ("corpus", "verify"),
     ("train", "pretrain"),
     ("train", "classify"),
+    ("train", "qa"),
     ("export",),
     ("bench",),
     ("predict",),
@@ -324,3 +325,27 @@ def test_settings_come_from_a_file_too(pretrained: Path, row_files: tuple[Path, 
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "m" / "manifest.json").read_text())["settings"]
     assert (settings["max_steps"], settings["seed"], settings["global_batch_size"]) == (2, 6, 32)
+
+
+def test_questions_come_as_a_squad_file_and_answers_go_as_its_evaluation_reads_them(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    qas = [
+        {"id": f"q{n}", "question": "What waits?", "answers": [{"text": "river", "answer_start": 4}]} for n in (1, 2)
+    ]
+    squad = {"data": [{"paragraphs": [{"context": "The river waits.", "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    files = ["--train", "dev.json", "--dev", "dev.json", "--out", "finder"]
+    small = ["--set=max_steps=1", "--set=max_length=32", "--set=compile=false", "--set=task.max_answer_length=2"]
+    done = bertfast("train", "qa", "--model", pretrained, *files, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"dev_exact_match", "dev_f1"} <= set(json.loads(done.stdout))
+    done = bertfast("predict", "finder", "--input", "dev.json", cwd=tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["q1", "q2"]
+    assert all("The river waits."[line["start"] : line["end"]] == line["answer"] != "" for line in lines)
+    done = bertfast("predict", "finder", "--input", "dev.json", "--squad", "--output", "said.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "said.json").read_text()) == {line["id"]: line["answer"] for line in lines}
+    done = bertfast("predict", "finder", "--squad", stdin='{"question": "a", "context": "b"}', cwd=tmp_path)
+    assert done.returncode == 2
+    assert "name each question by its 'id'" in done.stderr

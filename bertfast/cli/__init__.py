@@ -10,8 +10,9 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -34,6 +35,10 @@ from bertfast.cli.options import (
 from bertfast.cli.train import train_app
 from bertfast.console import errors, notifying
 from bertfast.errors import BertfastError
+
+if TYPE_CHECKING:
+    from bertfast.backends import ServedModel
+    from bertfast.text.labelled import Request
 
 __all__ = ["app", "main"]
 
@@ -164,25 +169,48 @@ def predict(
     backend: Annotated[
         str | None, typer.Option(help="The runtime; the preferred installed one when not given.")
     ] = None,
-    input_file: Annotated[str, typer.Option("--input", help="JSON lines, or - for standard input.")] = "-",
+    input_file: Annotated[
+        str, typer.Option("--input", help="JSON lines, - for standard input, or a data file of the task (SQuAD, TSV).")
+    ] = "-",
     output_file: Annotated[str, typer.Option("--output", help="JSON lines, or - for standard output.")] = "-",
+    squad: Annotated[bool, typer.Option("--squad", help="Write {id: answer}, as SQuAD's evaluation reads it.")] = False,
     threads: Threads = None,
 ) -> None:
     """Answer requests: JSON lines in, JSON lines out, in the same order."""
     from bertfast.backends.predictor import load
-    from bertfast.text.requests import in_windows, read_requests
+    from bertfast.tasks.qa import predictions
+    from bertfast.text.requests import in_windows
 
     with load(artefact, backend, threads=threads) as model, output(output_file) as sink:
         truncated = 0
-        for window in in_windows(read_requests(input_file, model.model.task.check)):
-            for request, answer in zip(window, model.predict(window), strict=True):
-                truncated += "truncated" in answer
+        said: dict[str, str] = {}
+        for window in in_windows(_requests(input_file, model.model)):
+            answers = model.predict(window)
+            truncated += sum("truncated" in answer for answer in answers)
+            if squad:
+                said |= predictions(window, answers)
+                continue
+            for request, answer in zip(window, answers, strict=True):
                 sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
             sink.flush()
+        if squad:
+            sink.write(json.dumps(said, ensure_ascii=False) + "\n")
     if truncated:
         errors.print(
             f"{truncated:,} inputs were cut to the model's {model.model.context.max_length} tokens.", highlight=False
         )
+
+
+def _requests(name: str, model: ServedModel) -> Iterator[Request]:
+    """JSON lines of requests, or the questions of a data file, without the answers that it may hold."""
+    from bertfast.text.files import format_of
+    from bertfast.text.labelled import Columns
+    from bertfast.text.requests import read_requests
+
+    if name == "-" or format_of(Path(name)) in ("jsonl", "text"):
+        return read_requests(name, model.task.check)
+    examples = model.task.read(Path(name), Columns(), model.context.settings, False)
+    return (example.request for example in examples)
 
 
 @app.command()

@@ -89,6 +89,25 @@ def train_classify(
     _finetune("classify", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
 
 
+@train_app.command("qa")
+def train_qa(
+    model: Model,
+    train: Annotated[Path, typer.Option("--train", help="Questions to learn from: SQuAD JSON, or rows of its fields.")],
+    dev: Dev,
+    out: Out,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a model that finds the answer to a question in a context."""
+    columns = Columns(text=text_column, pair=pair_column, label=label_column)
+    _finetune("qa", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+
+
 def _finetune(
     task: str,
     model: Path,

@@ -176,6 +176,14 @@ def _classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str,
     return {"logits": ["batch", len(graph.weights["classifier.bias"])]}
 
 
+def _question_answering(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+    logits = graph.linear(hidden, "qa_outputs")
+    for place, name in enumerate(("start_logits", "end_logits")):
+        index = graph.constant(f"{name}/index", place, np.int64)
+        _named(graph, graph.op("Gather", [logits, index], f"{name}/Gather", axis=-1), name)
+    return {"start_logits": ["batch", "sequence"], "end_logits": ["batch", "sequence"]}
+
+
 def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
     prefix = "cls.predictions"
     transformed = graph.linear(hidden, f"{prefix}.transform.dense")
@@ -197,4 +205,5 @@ _FIRST_TOKEN_IS_ENOUGH = {"BertForSequenceClassification"}
 _HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
     "BertForSequenceClassification": _classification,
     "BertForPreTraining": _pretraining,
+    "BertForQuestionAnswering": _question_answering,
 }

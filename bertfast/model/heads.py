@@ -1,4 +1,4 @@
-"""What stands on the encoder: the pretraining heads and the classifier, under Hugging Face's names.
+"""What stands on the encoder: the pretraining heads, the classifier and the span finder, under Hugging Face's names.
 
 Shapes: B sequences, S tokens, H hidden size, M masked positions, V vocabulary, C classes.
 """
@@ -103,3 +103,18 @@ class BertForSequenceClassification(nn.Module):
         """`logits` [B, C]."""
         first_B1H = self.bert(input_ids, attention_mask, token_type_ids, first_only=True)
         return {"logits": self.classifier(self.dropout(self.bert.pooler(first_B1H)))}
+
+
+class BertForQuestionAnswering(nn.Module):
+    """Encoder with a linear layer that weighs each token as the first and the last of an answer; it has no pooler."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+        """`start_logits` and `end_logits`, both [B, S]."""
+        start_BS, end_BS = self.qa_outputs(self.bert(input_ids, attention_mask, token_type_ids)).unbind(-1)
+        return {"start_logits": start_BS, "end_logits": end_BS}

@@ -67,9 +67,17 @@ def _refuse_other_formats(path: Path) -> None:
 
 
 def format_of(path: Path) -> str:
-    """A file's format by its name, without `.gz`: `jsonl`, `parquet`, `tsv`, `csv` or, for anything else, `text`."""
+    """A file's format by its name, without `.gz`: `jsonl`, `json`, `parquet`, `tsv`, `csv` or, for anything
+    else, `text`."""
     suffix = (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
-    known = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tsv": "tsv", ".csv": "csv"}
+    known = {
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".json": "json",
+        ".parquet": "parquet",
+        ".tsv": "tsv",
+        ".csv": "csv",
+    }
     return known.get(suffix, "text")
 
 

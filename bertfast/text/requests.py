@@ -9,6 +9,7 @@ from typing import Any
 
 from bertfast.errors import DataError
 from bertfast.text.documents import decode_lines, parse_json_lines, read_json_lines
+from bertfast.text.labelled import Request
 
 
 def read_requests(name: str, check: Callable[[dict[str, Any]], object]) -> Iterator[dict[str, Any]]:
@@ -34,9 +35,9 @@ def read_requests(name: str, check: Callable[[dict[str, Any]], object]) -> Itera
         yield request
 
 
-def in_windows(requests: Iterator[dict[str, Any]], size: int = 1024) -> Iterator[list[dict[str, Any]]]:
+def in_windows(requests: Iterator[Request], size: int = 1024) -> Iterator[list[Request]]:
     """The requests in groups; those before a malformed one come first, so that they are answered."""
-    window: list[dict[str, Any]] = []
+    window: list[Request] = []
     try:
         for request in requests:
             window.append(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,11 +33,14 @@ class Encoded:
         input_ids: token ids, [CLS] and [SEP] included.
         token_type_ids: 0 in the first segment, 1 in the second.
         truncated: whether tokens were cut to fit the length.
+        offsets: where a task points into a text, the characters [start, end) of each token in it, and (0, 0) for
+            tokens that are not of that text.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
     truncated: bool = False
+    offsets: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -92,6 +96,15 @@ class Tokenizer:
         """Token ids without special tokens and without a limit, one list a text."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def ids_and_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids and the characters [start, end) of each token, without special tokens and without a limit.
+
+        Accents that were stripped belong to the token before them, so that a text is never cut between the two.
+        """
+        with self._truncation:
+            encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(item.ids, _with_accents(text, item.offsets)) for text, item in zip(texts, encodings, strict=True)]
+
     def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
         """Encode texts and pairs as `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
 
@@ -119,6 +132,18 @@ class Tokenizer:
         settings |= {theirs: getattr(rules, ours) for theirs, ours in _NORMALIZER_SETTINGS.items()}
         settings |= dict(zip(names, SPECIAL_TOKENS, strict=True))
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _with_accents(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    if text.isascii():
+        return offsets
+    limits = [start for start, _ in offsets[1:]] + [len(text)]
+    stretched = []
+    for (start, end), limit in zip(offsets, limits, strict=False):
+        while end < limit and unicodedata.category(text[end]) == "Mn":
+            end += 1
+        stretched.append((start, end))
+    return stretched
 
 
 def load(path: Path) -> Tokenizer:

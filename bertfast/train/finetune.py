@@ -195,7 +195,9 @@ def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:
 
 
 def _refuse_other_questions(data: Data, train_file: Path, dev_file: Path) -> None:
-    train, dev = (" and ".join(examples[0].request) for examples in (data.train, data.dev))
+    train, dev = (
+        " and ".join(name for name in examples[0].request if name != "id") for examples in (data.train, data.dev)
+    )
     if train != dev:
         raise DataError(f"{train_file} asks about {train}, and {dev_file} about {dev}. Give both the same columns.")
 

@@ -13,8 +13,8 @@ from bertfast.backends import relative_error
 from bertfast.config import ModelConfig
 from bertfast.model.encoder import BertModel
 from bertfast.model.heads import BertForPreTraining, BertForSequenceClassification
-from bertfast.model.weights import load_weights, open_checkpoint
-from bertfast.tasks import get_task
+from bertfast.model.weights import load_weights, open_checkpoint, save_checkpoint
+from bertfast.tasks import get_task, task_of
 from bertfast.tasks.task import NoSettings, text_or_pair
 from bertfast.text.batch import Batch, pad
 from bertfast.text.labelled import read_examples
@@ -118,6 +118,54 @@ def test_a_model_saved_by_transformers_opens_in_ours(
     with torch.no_grad():
         mine, expected = ours(**tensors(batch))["prediction_logits"], theirs(**tensors(batch)).prediction_logits
     assert relative_error(mine.numpy()[real], expected.numpy()[real]) < 1e-5
+
+
+def test_a_span_finder_of_transformers_opens_in_ours_and_ours_in_theirs(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    shape = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+        initializer_range=0.2,
+    )
+    theirs = transformers.BertForQuestionAnswering(shape).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs")
+    task = task_of(checkpoint)
+    assert task.name == "qa"
+    ours = task.build(checkpoint.config, 0, task.settings()).eval()
+    assert load_weights(ours, tmp_path / "theirs", complete=True) == []
+    (tmp_path / "ours").mkdir()
+    save_checkpoint(
+        tmp_path / "ours", ours.state_dict(), checkpoint.config, tokenizer, task.architecture, checkpoint.labels
+    )
+    again = theirs_for(tmp_path / "ours", transformers.AutoModelForQuestionAnswering)
+    assert set(again.state_dict()) == set(theirs.state_dict())
+    batch = ragged_batch(tokenizer.vocab_size, 40)
+    real = batch.attention_mask.astype(bool)
+    with torch.no_grad():
+        mine, expected, back = ours(**tensors(batch)), theirs(**tensors(batch)), again(**tensors(batch))
+    for name in task.outputs:
+        assert relative_error(mine[name].numpy()[real], expected[name].numpy()[real]) < 1e-5
+        assert relative_error(mine[name].numpy()[real], back[name].numpy()[real]) < 1e-5
+
+
+def test_the_loss_of_a_span_finder_is_that_of_transformers(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    task = get_task("qa")
+    ours = task.build(tiny_config, 0, task.settings()).eval()
+    theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(**tiny_config.model_dump())).eval()
+    theirs.load_state_dict(ours.state_dict())
+    rows = [Encoded(np.arange(5 + row, 25 + row).tolist(), [0] * 9 + [1] * 11) for row in range(3)]
+    inputs = tensors(pad(rows, 0))
+    targets = {"start_positions": torch.tensor([0, 10, 12]), "end_positions": torch.tensor([0, 10, 17])}
+    with torch.no_grad():
+        loss = task.losses(task.forward(ours, inputs, targets), targets, task.settings())["loss"] / 3
+        assert loss.item() == pytest.approx(theirs(**inputs, **targets).loss.item(), rel=1e-6)
 
 
 def test_the_decoder_is_the_word_embedding(tiny_config: ModelConfig) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,21 @@ def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lengths, (8, 16, 32, 64))) == [{8}, {16}, {32}, {64}]
+
+
+def test_offsets_point_into_the_text_as_it_was_given(tokenizer: Tokenizer) -> None:
+    text = "The  RIVE\u0301R\u0301, \U0001f600\u6771\u4eac"
+    ((ids, offsets),) = tokenizer.ids_and_offsets([text])
+    assert ids == tokenizer.ids_of_texts([text])[0]
+    words = [(0, 3), (5, 12), (12, 13), (14, 15), (15, 16), (16, 17)]
+    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
+    assert {start for start, _ in words} <= starts
+    assert {end for _, end in words} <= ends
+    assert all(first[1] <= second[0] for first, second in pairwise(offsets))
+
+
+def test_an_accent_that_is_kept_has_its_own_place(documents: list[str]) -> None:
+    cased = tokenization.train(lambda: [*documents, "e\u0301 " * 9], 200, lowercase=False)
+    ((_, offsets),) = cased.ids_and_offsets(["The e\u0301"])
+    assert offsets[-1][1] == 6
+    assert all(first[1] <= second[0] for first, second in pairwise(offsets))
