@@ -28,6 +28,7 @@ PAIR_NAMES = (
 )
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1")
 LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
+NUMBER_NAMES = ("score", "similarity", "similarity_score", *LABEL_NAMES)
 GOLD_LABEL, NO_GOLD_LABEL = "gold_label", "-"
 _SHOWN = 60
 
@@ -75,6 +76,35 @@ def label_text(value: object) -> str | None:
         case list() | dict():
             raise ValueError("one label")
     return str(value).strip() or None
+
+
+def label_number(value: object) -> float | None:
+    """A label that is a number, or text of one.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    text = label_text(value)
+    if text is None:
+        return None
+    if not _is_number(text):
+        raise ValueError("a number")
+    return float(text)
+
+
+def label_set(value: object, separator: str) -> tuple[str, ...]:
+    """The labels of a row that may have none: a list, or text with something between them; each once, in order.
+
+    Raises:
+        ValueError: a label of a list is empty, or itself a list.
+    """
+    if not isinstance(value, list):
+        labels = [part.strip() for part in (label_text(value) or "").split(separator)]
+        return tuple(sorted(set(filter(None, labels))))
+    named = [label_text(part) for part in value]
+    if None in named:
+        raise ValueError("a list without empty labels")
+    return tuple(sorted(set(filter(None, named))))
 
 
 def read_examples(

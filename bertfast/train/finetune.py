@@ -124,7 +124,7 @@ def finetune(
         model = task.build(start.config, len(context.labels), settings)
         if not from_scratch:
             load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
-        evaluate = partial(evaluate_answers, task=task, examples=data.dev, context=context)
+        evaluate = partial(evaluate_answers, task=task, examples=data.dev, context=context, logs=run.logs)
         result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
         publish(
             run, model.state_dict(), start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite
@@ -133,14 +133,21 @@ def finetune(
 
 
 def evaluate_answers(
-    model: nn.Module, *, task: Task, examples: Sequence[Example], context: Context
+    model: nn.Module, *, task: Task, examples: Sequence[Example], context: Context, logs: Path
 ) -> dict[str, float]:
-    """The task's metrics of what the model answers, in fp32 and without dropout, exactly as it will be served."""
+    """The task's metrics of what the model answers, in fp32 and without dropout, exactly as it will be served.
+
+    Args:
+        logs: where the task's tables go, in place of those of the evaluation before.
+    """
     requests = [example.request for example in examples]
     model.eval()
     found = answers(partial(_run, model, task.outputs), task, requests, task.encode(requests, context), context)
     model.train()
-    metrics = task.score(found, [example.gold for example in examples])
+    golds = [example.gold for example in examples]
+    metrics = task.score(found, golds)
+    for name, text in task.tables(found, golds).items():
+        (logs / name).write_text(text, encoding="utf-8")
     return {f"dev_{name}": value for name, value in metrics.items()} | {
         "dev_truncated": sum("truncated" in answer for answer in found)
     }
