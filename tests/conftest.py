@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +118,7 @@ def write_checkpoint(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     with artifact.create(path, "checkpoint", task=task_name, labels=labels) as draft:
-        save_checkpoint(draft.path, model.state_dict(), config, tokenizer, task.architecture, labels)
+        save_checkpoint(draft.path, model.state_dict(), config, tokenizer, task.architecture, labels, task.problem)
     return path
 
 
@@ -155,7 +156,7 @@ def labelled_rows(count: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -65,9 +65,10 @@ def train_pretrain(
         print_json({"checkpoint": str(out), **result})
 
 
-Model = Annotated[Path, typer.Option(help="The checkpoint to start from: ours or a Hugging Face BERT directory.")]
-Train = Annotated[Path, typer.Option("--train", help="Examples to learn from.")]
+Model = Annotated[Path, typer.Option(help="The checkpoint to start from: ours, a BERT of others, or hub:NAME.")]
+Train = Annotated[Path, typer.Option("--train", help="Examples to learn from: a file, FILE:SPLIT, or hub:NAME:SPLIT.")]
 Dev = Annotated[Path, typer.Option("--dev", help="Examples to be judged by.")]
+MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Any number of labels a text, instead of one.")]
 
 
 @train_app.command("classify")
@@ -76,6 +77,7 @@ def train_classify(
     train: Train,
     dev: Dev,
     out: Out,
+    multi_label: MultiLabel = False,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -86,26 +88,31 @@ def train_classify(
 ) -> None:
     """Fine-tune a classifier of texts or of pairs of texts."""
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
-    _finetune("classify", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+    task = "multi-label" if multi_label else "classify"
+    _finetune(task, model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
 
 
-@train_app.command("qa")
-def train_qa(
-    model: Model,
-    train: Annotated[Path, typer.Option("--train", help="Questions to learn from: SQuAD JSON, or rows of its fields.")],
-    dev: Dev,
-    out: Out,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Fine-tune a model that finds the answer to a question in a context."""
-    columns = Columns(text=text_column, pair=pair_column, label=label_column)
-    _finetune("qa", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+def _add_verb(task: str, summary: str) -> None:
+    @train_app.command(task, help=summary)
+    def verb(
+        model: Model,
+        train: Train,
+        dev: Dev,
+        out: Out,
+        text_column: TextColumn = None,
+        pair_column: PairColumn = None,
+        label_column: LabelColumn = None,
+        config: ConfigFile = None,
+        settings: Settings = None,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+    ) -> None:
+        columns = Columns(text=text_column, pair=pair_column, label=label_column)
+        _finetune(task, model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+
+
+_add_verb("regress", "Fine-tune a model that gives a text or a pair of texts a number.")
+_add_verb("qa", "Fine-tune a model that finds the answer to a question in a context (SQuAD JSON, or rows like it).")
 
 
 def _finetune(
@@ -122,21 +129,24 @@ def _finetune(
     overwrite: bool,
 ) -> None:
     from bertfast.config import FinetuneConfig, read_settings
+    from bertfast.model.snapshot import local_model
     from bertfast.model.weights import open_checkpoint
     from bertfast.tasks import get_task
+    from bertfast.text.hub import local_data
     from bertfast.train.finetune import finetune
 
     values = read_settings(config, settings or [])
     own = values.pop("task", {})
     if not isinstance(own, dict):
         raise ConfigError(f"task = {own!r} is a value, and [task] is a table: --set task.KEY=VALUE.")
+    record = get_task(task)
     result = finetune(
-        open_checkpoint(model),
-        get_task(task),
-        train,
-        dev,
+        open_checkpoint(local_model(model)),
+        record,
+        local_data(train),
+        local_data(dev),
         out,
-        FinetuneConfig.parse(values, "settings"),
+        FinetuneConfig.parse({"max_length": record.max_length} | values, "settings"),
         task_settings=own,
         columns=columns,
         resume=resume,

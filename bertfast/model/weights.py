@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 GOOGLE_CONFIG_FILE = "bert_config.json"
 SENTENCE_TRANSFORMER = "SentenceTransformer"
+CLASSIFIER = "BertForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Checkpoint:
         architecture: the class that config.json names, or SENTENCE_TRANSFORMER; None where there is neither.
         labels: class names in the order of the logits; empty for a bare encoder.
         max_length: tokens of a sequence that it was trained with, or has positions for where nothing says.
-        problem: what the logits mean, where a foreign config.json says so (`problem_type`).
+        problem: what the logits of a sequence classifier mean (`problem_type`); None for other architectures.
         task_settings: the task's own settings, where our manifest has some.
         sha256: identity of the artefact, or of the weights of a foreign directory.
     """
@@ -68,6 +69,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     weights = weights_source(path)
     architectures = settings.get("architectures") or [None]
+    labels = manifest.labels if manifest else _foreign_labels(settings, file)
     return Checkpoint(
         path=path,
         config=config,
@@ -75,8 +77,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         task=manifest.task if manifest else None,
         architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
         max_length=int(manifest.settings.get("max_length", positions)) if manifest else positions,
-        problem=settings.get("problem_type"),
-        labels=manifest.labels if manifest else _foreign_labels(settings, file),
+        problem=_problem(settings, labels) if architectures[0] == CLASSIFIER else None,
+        labels=labels,
         task_settings=manifest.settings.get("task", {}) if manifest else {},
         sha256=manifest.sha256 if manifest else sha256_of_weights(weights),
     )
@@ -133,11 +135,14 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     architecture: str,
     labels: tuple[str, ...],
+    problem: str | None = None,
 ) -> None:
     """Write weights, configuration and tokenizer into a draft, in Hugging Face's layout."""
     save_tensors(weights, directory / WEIGHTS_FILE)
     settings: dict[str, Any] = {"model_type": "bert", "architectures": [architecture], **config.model_dump()}
     settings |= {"position_embedding_type": "absolute", "dtype": "float32", "tie_word_embeddings": True}
+    if problem:
+        settings["problem_type"] = problem
     if labels:
         settings["id2label"] = {str(index): label for index, label in enumerate(labels)}
         settings["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -167,12 +172,17 @@ def _foreign_labels(settings: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     """Class names in the order of the logits; transformers writes none where there are two with their default names."""
     named = settings.get("id2label") or {}
     if not named:
-        classifies = "BertForSequenceClassification" in (settings.get("architectures") or [])
+        classifies = CLASSIFIER in (settings.get("architectures") or [])
         return ("LABEL_0", "LABEL_1") if classifies else ()
     try:
         return tuple(str(label) for _, label in sorted(named.items(), key=lambda item: int(item[0])))
     except (AttributeError, ValueError):
         raise ArtifactError(f"{file}: id2label is not an object from class numbers to names. Correct it.") from None
+
+
+def _problem(settings: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """What the logits mean; where nothing says, transformers takes an only one for a number."""
+    return str(settings.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification"))
 
 
 def config_file(path: Path) -> Path:

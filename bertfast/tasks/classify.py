@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PositiveFloat
 
 from bertfast.config import Config, ModelConfig
+from bertfast.errors import ConfigError, did_you_mean
 from bertfast.tasks.task import (
     Answer,
     Context,
-    NoSettings,
     Outputs,
     Targets,
     Task,
@@ -23,12 +25,21 @@ from bertfast.tasks.task import (
     plain_forward,
     text_or_pair,
 )
-from bertfast.text.batch import Features
+from bertfast.text.batch import Features, Int64
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples, refuse_unknown_labels
 from bertfast.text.tokenizer import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+class ClassifySettings(Config):
+    """What a mistake costs."""
+
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = Field(
+        "none",
+        description="weight of a label in the loss by its name, 1 where it is not named; balanced: 1 / its share",
+    )
 
 
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
@@ -52,21 +63,58 @@ def decision(answer: Answer) -> str:
 
 
 def score(answers: Sequence[Answer], golds: Sequence[str]) -> dict[str, float]:
-    """Accuracy, macro F1 and the share of the commonest label, as fractions."""
-    from sklearn.metrics import accuracy_score, f1_score
+    """Accuracy, macro and micro F1, Matthews' correlation and the share of the commonest label, as fractions.
+
+    Where each text has one label, micro F1 is the accuracy.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     predicted = [answer["label"] for answer in answers]
     return {
         "accuracy": float(accuracy_score(golds, predicted)),
         "macro_f1": float(f1_score(golds, predicted, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(golds, predicted, average="micro", zero_division=0)),
+        "mcc": float(matthews_corrcoef(golds, predicted)) if len({*golds, *predicted}) > 1 else 0.0,
         "majority": Counter(golds).most_common(1)[0][1] / len(golds),
     }
 
 
+def confusion(answers: Sequence[Answer], golds: Sequence[str]) -> dict[str, str]:
+    """`confusion.tsv`: how many texts of each label (a row) were given each label (a column)."""
+    names = list(answers[0]["scores"])
+    pairs = Counter(zip(golds, (answer["label"] for answer in answers), strict=True))
+    rows = ("\t".join([gold, *(str(pairs[gold, name]) for name in names)]) for gold in names)
+    return {"confusion.tsv": "\n".join(["\t".join(["label", *names]), *rows]) + "\n"}
+
+
 def features(examples: Sequence[Example], context: Context) -> Features:
     ids = np.array(label_ids(examples, context.labels), np.int64)
+    weights = class_weights(ids, context)[ids]
     encoded = encode_texts([example.request for example in examples], context)
-    return Features([tuple(item) for item in encoded], {"labels": ids})
+    return Features([tuple(item) for item in encoded], {"labels": ids, "weights": weights})
+
+
+def class_weights(ids: Int64, context: Context) -> npt.NDArray[np.float32]:
+    """The weight of each label in the loss.
+
+    Args:
+        ids: the labels of the training examples.
+    Raises:
+        ConfigError: the settings name a label that there is not.
+    """
+    assert isinstance(context.settings, ClassifySettings)
+    wanted = context.settings.class_weights
+    if wanted == "balanced":
+        counts = np.bincount(ids, minlength=len(context.labels))
+        return (len(ids) / (len(counts) * counts)).astype(np.float32)
+    named = {} if isinstance(wanted, str) else wanted
+    for name in named:
+        if name not in context.labels:
+            raise ConfigError(
+                f"class_weights names '{name}', and the labels are {', '.join(context.labels)}."
+                f"{did_you_mean(name, context.labels)}"
+            )
+    return np.array([named.get(name, 1.0) for name in context.labels], np.float32)
 
 
 def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:
@@ -81,15 +129,16 @@ def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:
 def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], settings: Config) -> dict[str, Tensor]:
     from torch.nn.functional import cross_entropy
 
-    return {"loss": cross_entropy(outputs["logits"].float(), targets["labels"], reduction="sum")}
+    each = cross_entropy(outputs["logits"].float(), targets["labels"], reduction="none")
+    return {"loss": (each * targets["weights"]).sum()}
 
 
 def correct(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"loss": (outputs["logits"].argmax(-1) == targets["labels"]).sum()}
+    return {"loss": ((outputs["logits"].argmax(-1) == targets["labels"]) * targets["weights"]).sum()}
 
 
 def counts(targets: Targets) -> dict[str, float]:
-    return {"loss": len(targets["labels"])}
+    return {"loss": float(targets["weights"].sum())}
 
 
 CLASSIFY = Task(
@@ -98,7 +147,7 @@ CLASSIFY = Task(
     outputs=("logits",),
     per_token=(),
     metric="accuracy",
-    settings=NoSettings,
+    settings=ClassifySettings,
     read=read,
     labels=label_names,
     settle=as_given,
@@ -115,4 +164,6 @@ CLASSIFY = Task(
     losses=losses,
     correct=correct,
     counts=counts,
+    problem="single_label_classification",
+    tables=confusion,
 )

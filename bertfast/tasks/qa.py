@@ -332,4 +332,5 @@ QA = Task(
     losses=losses,
     correct=correct,
     counts=counts,
+    max_length=384,
 )

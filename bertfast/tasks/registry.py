@@ -5,11 +5,13 @@ from __future__ import annotations
 from bertfast.errors import ArtifactError, ConfigError, did_you_mean
 from bertfast.model.weights import SENTENCE_TRANSFORMER, Checkpoint
 from bertfast.tasks.classify import CLASSIFY
+from bertfast.tasks.multi_label import MULTI_LABEL
 from bertfast.tasks.pretrain import PRETRAIN
 from bertfast.tasks.qa import QA
+from bertfast.tasks.regress import REGRESS
 from bertfast.tasks.task import Task
 
-TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, QA)}
+TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, MULTI_LABEL, REGRESS, QA)}
 
 
 def get_task(name: str) -> Task:
@@ -27,14 +29,16 @@ def task_of(checkpoint: Checkpoint) -> Task:
     """
     if checkpoint.task is not None:
         return get_task(checkpoint.task)
-    for task in TASKS.values():
-        if task.architecture == checkpoint.architecture:
-            if checkpoint.problem not in (None, "single_label_classification") or len(checkpoint.labels) == 1:
-                raise ArtifactError(
-                    f"{checkpoint.path} has a head for {checkpoint.problem or 'one score'} ({len(checkpoint.labels)} "
-                    "labels), and bertfast serves classifiers that choose one of several labels."
-                )
+    alike = [task for task in TASKS.values() if task.architecture == checkpoint.architecture]
+    several_numbers = checkpoint.problem == REGRESS.problem and len(checkpoint.labels) > 1
+    for task in alike:
+        if task.problem == checkpoint.problem and not several_numbers:
             return task
+    if alike:
+        raise ArtifactError(
+            f"{checkpoint.path} has a head for {checkpoint.problem} ({len(checkpoint.labels)} labels). bertfast serves "
+            f"{', '.join(str(task.problem) for task in alike if task.problem)}, and regression to one number."
+        )
     named = checkpoint.architecture or "no architecture"
     what = "a sentence-transformers folder" if named == SENTENCE_TRANSFORMER else named
     raise ArtifactError(

@@ -28,6 +28,11 @@ class NoSettings(Config):
     """The settings of a task that has none."""
 
 
+def no_tables(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, str]:
+    """The tables of a task whose numbers say all."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Context:
     """What turns requests into numbers and numbers into answers, beside the weights.
@@ -74,6 +79,9 @@ class Task:
         losses: summed (not averaged) losses by name.
         correct: how many of the things that each loss judges were predicted right.
         counts: by what each of the sums is divided over the global batch.
+        max_length: tokens of a sequence in training, where the user says nothing.
+        problem: what the logits mean, as config.json names it (`problem_type`) where the architecture leaves it open.
+        tables: what `score` has no number for, as files of text by name, from the same answers and golds.
     """
 
     name: str
@@ -98,6 +106,9 @@ class Task:
     losses: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Config], dict[str, Tensor]]
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
     counts: Callable[[Targets], Mapping[str, float]]
+    max_length: int = 128
+    problem: str | None = None
+    tables: Callable[[Sequence[Answer], Sequence[Any]], Mapping[str, str]] = no_tables
 
 
 def text_or_pair(request: Request) -> tuple[str, str | None]:
@@ -130,6 +141,11 @@ def only_piece(request: Request, pieces: Sequence[Any], context: Context) -> Ans
 def as_given(settings: Config, examples: Sequence[Example]) -> Config:
     """The settings where the examples decide nothing."""
     return settings
+
+
+def one_logit(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The class names of a task whose answer is one number: transformers' name for an only logit."""
+    return ("LABEL_0",)
 
 
 def take_all(examples: Sequence[Example], labels: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from bertfast.errors import DataError, did_you_mean
-from bertfast.text.files import DAMAGED, files_of, format_of, open_binary, reading
+from bertfast.text.files import DAMAGED, damaged, files_of, format_of, open_binary, reading
 
 Boundary = Literal["blank-line", "file"]
 MAX_DOCUMENT_CHARS = 1 << 20
@@ -124,23 +124,38 @@ def no_text(path: Path) -> DataError:
     return DataError(f"{path} holds no text. Remove it from the inputs, or check how it was written.")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file with \\n, \\r\\n and an optional BOM."""
-    with open_binary(path) as stream:
-        yield from decode_lines(stream, path)
+def decode_utf8(source: Path | str, number: int, raw: bytes, *, complete: bool = True) -> tuple[str, bytes]:
+    """The text of a line without its end, and the bytes of a character that a cut at the limit left unfinished."""
+    if b"\0" in raw:
+        raise DataError(f"{source}:{number} holds a NUL byte: it is a binary file or UTF-16. Give UTF-8 text.")
+    try:
+        return raw.decode("utf-8").rstrip("\r\n"), b""
+    except UnicodeDecodeError as error:
+        if not complete and len(raw) - error.start < 4:
+            return raw[: error.start].decode("utf-8"), raw[error.start :]
+        raise DataError(
+            f"{source}:{number} is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}). "
+            "Convert it first, such as with: iconv -f ISO-8859-1 -t UTF-8"
+        ) from None
 
 
 def decode_lines(
-    stream: IO[bytes], source: Path | str, *, limit: int = -1, lines_before: int = 0
+    stream: IO[bytes],
+    source: Path | str,
+    *,
+    limit: int = -1,
+    lines_before: int = 0,
+    decode: Callable[..., tuple[str, bytes]] = decode_utf8,
 ) -> Iterator[tuple[int, str]]:
-    """`read_lines` of an open stream.
+    """Yield (line number from 1, line without its end) of a stream with \\n, \\r\\n and an optional BOM.
 
     Args:
         source: what errors call the stream.
         limit: bytes of a line that are refused; -1 for no limit.
         lines_before: lines of the source that come before the stream.
+        decode: what makes text of a line.
     """
-    for number, line, ends in _fragments(stream, source, limit=limit, lines_before=lines_before):
+    for number, line, ends in _fragments(stream, source, limit=limit, lines_before=lines_before, decode=decode):
         if not ends:
             raise DataError(
                 f"{source}:{number} is over {limit:,} bytes long, and a row must fit into memory. Cut it into several "
@@ -150,7 +165,12 @@ def decode_lines(
 
 
 def _fragments(
-    stream: IO[bytes], source: Path | str, *, limit: int, lines_before: int
+    stream: IO[bytes],
+    source: Path | str,
+    *,
+    limit: int,
+    lines_before: int,
+    decode: Callable[..., tuple[str, bytes]] = decode_utf8,
 ) -> Iterator[tuple[int, str, bool]]:
     """Yield (line number, text, whether the line ends with it); a line of over `limit` bytes comes in several."""
     number, tail, begins = lines_before, b"", True
@@ -158,31 +178,14 @@ def _fragments(
         try:
             raw = stream.readline(limit)
         except DAMAGED as error:
-            raise DataError(
-                f"{source} is truncated or damaged after line {number}: {error}. Copy it again, or leave it out."
-            ) from None
+            raise damaged(source, number, error) from None
         if not raw and not tail:
             return
         number += begins
         ends = raw.endswith(b"\n") or limit < 0 or len(raw) < limit
-        text, tail = _decode(source, number, tail + raw, complete=ends)
+        text, tail = decode(source, number, tail + raw, complete=ends)
         yield number, text.removeprefix("\ufeff") if begins and number == 1 else text, ends
         begins = ends
-
-
-def _decode(path: Path | str, number: int, raw: bytes, *, complete: bool) -> tuple[str, bytes]:
-    """The text of a line, and the bytes of a character that a cut at the limit left unfinished."""
-    if b"\0" in raw:
-        raise DataError(f"{path}:{number} holds a NUL byte: it is a binary file or UTF-16. Give UTF-8 text.")
-    try:
-        return raw.decode("utf-8").rstrip("\r\n"), b""
-    except UnicodeDecodeError as error:
-        if not complete and len(raw) - error.start < 4:
-            return raw[: error.start].decode("utf-8"), raw[error.start :]
-        raise DataError(
-            f"{path}:{number} is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}). "
-            "Convert it first, such as with: iconv -f ISO-8859-1 -t UTF-8"
-        ) from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:

@@ -98,6 +98,10 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
+def damaged(source: Path | str, lines: int, error: Exception) -> DataError:
+    return DataError(f"{source} is truncated or damaged after line {lines}: {error}. Copy it again, or leave it out.")
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say of which file it is that the system cannot read it."""

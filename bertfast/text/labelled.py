@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from bertfast.config import Config
 from bertfast.errors import DataError, did_you_mean
-from bertfast.text.documents import read_json_lines, read_lines, read_parquet
-from bertfast.text.files import format_of
+from bertfast.text.tables import Row, read_table
 
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
@@ -28,9 +28,10 @@ PAIR_NAMES = (
 )
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1")
 LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
+NUMBER_NAMES = ("score", "similarity", "similarity_score", *LABEL_NAMES)
 GOLD_LABEL, NO_GOLD_LABEL = "gold_label", "-"
+_SHOWN = 60
 
-Row = dict[str, object]
 Request = Mapping[str, Any]
 
 
@@ -57,28 +58,93 @@ class Example:
     where: str = ""
 
 
-def read_examples(path: Path, columns: Columns | None = None, *, labels_needed: bool = True) -> list[Example]:
-    """Read a labelled file. Rows whose `gold_label` is `-` (the annotators of SNLI and MNLI disagreed) are left out,
-    with a warning that counts them.
+def label_text(value: object) -> str | None:
+    """A label as text without white space around it: 1, 1.0 and "1" are "1", and true is "true".
 
+    Raises:
+        ValueError: several labels.
+    """
+    match value:
+        case None:
+            return None
+        case bool():
+            return str(value).lower()
+        case float() if math.isnan(value):  # how pandas writes that there is none
+            return None
+        case float() if value.is_integer():
+            return str(int(value))
+        case list() | dict():
+            raise ValueError("one label")
+    return str(value).strip() or None
+
+
+def label_number(value: object) -> float | None:
+    """A label that is a number, or text of one.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    text = label_text(value)
+    if text is None:
+        return None
+    if not _is_number(text):
+        raise ValueError("a number")
+    return float(text)
+
+
+def label_set(value: object, separator: str) -> tuple[str, ...]:
+    """The labels of a row that may have none: a list, or text with something between them; each once, in order.
+
+    Raises:
+        ValueError: a label of a list is empty, or itself a list.
+    """
+    if not isinstance(value, list):
+        labels = [part.strip() for part in (label_text(value) or "").split(separator)]
+        return tuple(sorted(set(filter(None, labels))))
+    named = [label_text(part) for part in value]
+    if None in named:
+        raise ValueError("a list without empty labels")
+    return tuple(sorted(set(filter(None, named))))
+
+
+def read_examples(
+    path: Path,
+    columns: Columns | None = None,
+    *,
+    labels_needed: bool = True,
+    usual_labels: Sequence[str] = LABEL_NAMES,
+    gold: Callable[[object], Any] = label_text,
+) -> list[Example]:
+    """Read a labelled file. Rows whose `gold_label` is `-` (the annotators of SNLI and MNLI disagreed) are left out,
+    with a warning that counts them. Texts without a character are kept, with a warning that counts them too.
+
+    Args:
+        path: as `tables.read_table` takes it: a split of the file may be named.
+        usual_labels: names of the label's column that are looked for, the likeliest first.
+        gold: the right answer from what the label's column holds; None where it holds none. It raises ValueError with
+            what is needed instead.
     Raises:
         DataError: the file cannot be read, lacks a column, or a row lacks its text or label.
     """
-    rows = _rows(path)
+    rows = read_table(path)
     try:
         first = next(rows)
     except StopIteration:
         raise DataError(f"{path} has no rows.") from None
-    names = _find_columns(path, list(first[1]), columns or Columns(), labels_needed)
-    examples = [_example(path, row, names) for row in chain([first], rows)]
-    if names.label != GOLD_LABEL:
-        return examples
-    kept = [example for example in examples if example.gold != NO_GOLD_LABEL]
-    if not kept:
-        raise DataError(f"{path}: all {len(examples)} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
-    if len(kept) < len(examples):
-        warnings.warn(f"{path}: {len(examples) - len(kept)} rows without a gold label were left out.", stacklevel=2)
-    return kept
+    names = _find_columns(path, list(first[1]), columns or Columns(), labels_needed, usual_labels)
+    left_out = 0
+    examples = []
+    for where, row in chain([first], rows):
+        if names.label == GOLD_LABEL and str(row.get(GOLD_LABEL)).strip() == NO_GOLD_LABEL:
+            left_out += 1
+        else:
+            examples.append(_example(where, row, names, gold))
+    if not examples:
+        raise DataError(f"{path}: all {left_out} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
+    if left_out:
+        warnings.warn(f"{path}: {left_out} rows without a gold label were left out.", stacklevel=2)
+    _tell_of_empty_texts(path, examples, names)
+    return examples
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -92,8 +158,13 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
         raise DataError(
             f"the training rows carry {len(found)} distinct label(s), {sorted(found)}; at least 2 are needed."
         )
-    numeric = all(label.removeprefix("-").isdecimal() for label in found)
-    return tuple(sorted(found, key=int) if numeric else sorted(found))
+    return in_order(found)
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Labels in numeric order where all are numbers, else in alphabetical order."""
+    names = sorted(labels)
+    return tuple(sorted(names, key=float) if all(map(_is_number, names)) else names)
 
 
 def label_ids(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
@@ -117,95 +188,81 @@ def refuse_unknown_labels(examples: Sequence[Example], names: Sequence[str]) -> 
             )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
-        "jsonl": read_json_lines,
-        "parquet": read_parquet,
-        "tsv": _read_tsv,
-        "csv": _read_csv,
-    }
-    kind = format_of(path)
-    if kind not in readers:
-        raise DataError(f"{path}: labelled rows come as {', '.join(f'.{name}' for name in readers)} (also .gz).")
-    return readers[kind](path)
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
-    """Tab-separated with a header; quotes are ordinary characters, as in GLUE."""
-    lines = read_lines(path)
-    _, header_line = next(lines, (1, ""))
-    header = header_line.split("\t")
-    for number, line in lines:
-        if line:
-            yield number, _named(path, number, header, line.split("\t"))
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    """Comma-separated with a header; quoted fields may span lines."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((f"{line}\n" for _, line in read_lines(path)), strict=True)
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            if fields:
-                yield reader.line_num, _named(path, reader.line_num, header, fields)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} is not well-formed CSV: {error}. Is a quote left open?") from None
-
-
-def _named(path: Path, number: int, header: Sequence[str], fields: Sequence[str]) -> Row:
-    if len(fields) != len(header):
-        raise DataError(
-            f"{path}:{number} has {len(fields)} fields and the header has {len(header)} ({', '.join(header)})."
-        )
-    return dict(zip(header, fields, strict=True))
-
-
-def _find_columns(path: Path, present: list[str], wanted: Columns, labels_needed: bool) -> Columns:
+def _find_columns(
+    path: Path, present: list[str], wanted: Columns, labels_needed: bool, usual_labels: Sequence[str]
+) -> Columns:
     usual_text, usual_pair = next(
         (pair for pair in PAIR_NAMES if set(pair) <= set(present) and wanted.text in (None, pair[0])), (None, None)
     )
     text = _column(path, present, wanted.text or usual_text, TEXT_NAMES, "--text-column")
     pair = _column(path, present, wanted.pair or usual_pair, (), "--pair-column", needed=False)
-    label = _column(path, present, wanted.label, LABEL_NAMES, "--label-column", needed=labels_needed)
+    label = _column(path, present, wanted.label, usual_labels, "--label-column", needed=labels_needed)
     return Columns(text=text, pair=pair, label=label)
 
 
 def _column(
     path: Path, present: list[str], given: str | None, usual: Sequence[str], option: str, *, needed: bool = True
 ) -> str | None:
+    shown = ", ".join(shorten(name, _SHOWN, placeholder="...") for name in present) + "."
+    if any(_is_number(name) or len(name) > _SHOWN for name in present):
+        shown += " That looks like a row of data: give the file a first row with the names of its columns."
     if given is not None:
         if given not in present:
-            raise DataError(
-                f"{path} has no column '{given}'; it has {', '.join(present)}.{did_you_mean(given, present)}"
-            )
+            raise DataError(f"{path} has no column '{given}'; it has {shown}{did_you_mean(given, present)}")
         return given
     found = next((name for name in usual if name in present), None)
     if found is None and needed:
         near = next((hint for name in usual if (hint := did_you_mean(name, present))), "")
         raise DataError(
-            f"{path} has none of the columns {', '.join(usual)}; it has {', '.join(present)}.{near}"
-            f" Name it with {option}."
+            f"{path} has none of the columns {', '.join(usual)}; it has {shown}{near} Or name it with {option}."
         )
     return found
 
 
-def _example(path: Path, row: tuple[int, Row], names: Columns) -> Example:
-    number, values = row
-    unread = [second for first, second in PAIR_NAMES if names.pair is None and first == names.text and second in values]
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _example(where: str, row: Row, names: Columns, gold: Callable[[object], Any]) -> Example:
+    unread = [second for first, second in PAIR_NAMES if names.pair is None and first == names.text and second in row]
     if unread and unread[0] not in (names.text, names.label):
-        raise DataError(
-            f"{path}:{number} has a '{unread[0]}' and the first row has none. Give every row the same columns."
-        )
+        raise DataError(f"{where} has a '{unread[0]}' and the first row has none. Give every row the same columns.")
+    request = {"text": _text(where, row, names.text or "")}
+    if names.pair is not None:
+        request["pair"] = _text(where, row, names.pair)
+    return Example(request, _gold(where, row, names.label, gold) if names.label else None, where)
 
-    def field(name: str | None) -> str | None:
-        if name is None:
-            return None
-        value = values.get(name)
-        if value is None or (name == names.label and not str(value).strip()):
-            raise DataError(f"{path}:{number} has no '{name}'.")
-        return str(value)
 
-    label, pair = field(names.label), field(names.pair)
-    request = {"text": field(names.text) or ""} | ({} if pair is None else {"pair": pair})
-    return Example(request, None if label is None else label.strip(), f"{path}:{number}")
+def _text(where: str, row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        raise DataError(f"{where} has no '{name}'.")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{name}' is {type(value).__name__}, and text is needed.")
+    return value
+
+
+def _gold(where: str, row: Row, name: str, gold: Callable[[object], Any]) -> Any:
+    try:
+        value = gold(row.get(name))
+    except ValueError as error:
+        raise DataError(f"{where}: '{name}' is {row.get(name)!r}, and {error} is needed.") from None
+    if value is None:
+        raise DataError(f"{where} has no '{name}'.")
+    return value
+
+
+def _tell_of_empty_texts(path: Path, examples: Sequence[Example], names: Columns) -> None:
+    for key, name, option in (("text", names.text, "--text-column"), ("pair", names.pair, "--pair-column")):
+        empty = [example.where for example in examples if not example.request.get(key, "x").strip()]
+        if len(empty) == len(examples):
+            raise DataError(f"{path}: '{name}' is empty in all {len(examples)} rows. Name another with {option}.")
+        if empty:
+            warnings.warn(
+                f"{path}: '{name}' is empty in {len(empty)} of {len(examples)} rows, the first at {empty[0]}. They are "
+                "kept, as such texts may come.",
+                stacklevel=3,
+            )

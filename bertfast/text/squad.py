@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from bertfast.errors import DataError
-from bertfast.text.documents import read_json_lines, read_lines, read_parquet
+from bertfast.text.encodings import read_lines
 from bertfast.text.files import format_of
 from bertfast.text.labelled import Columns, Example
+from bertfast.text.tables import read_table
 
 Misaligned = Literal["repair", "drop", "refuse"]
 _KINDS = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
@@ -113,8 +114,7 @@ def _nested(path: Path) -> Iterator[_Question]:
 def _rows(path: Path, columns: Columns) -> Iterator[_Question]:
     """One question a row, as the data set `squad` of the Hugging Face hub has them."""
     names = (columns.text or "question", columns.pair or "context", columns.label or "answers")
-    for number, row in (read_json_lines if format_of(path) == "jsonl" else read_parquet)(path):
-        where = f"{path}:{number}"
+    for where, row in read_table(path):
         yield _question(row, _text(row, names[0], where), _text(row, names[1], where), names[2], where)
 
 

@@ -131,7 +131,7 @@ def finetune(
             load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
         in_use = restrict_vocabulary(model, _sequences_in_use(config, features, exam, context))
         source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
-        evaluate = partial(_evaluate, exam=exam, in_use=in_use)
+        evaluate = partial(_evaluate, exam=exam, in_use=in_use, logs=run.logs)
         result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
         weights = in_use.weights(model, config, steps)
         publish(run, weights, start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite)
@@ -154,8 +154,12 @@ def set_exam(task: Task, examples: Sequence[Example], context: Context) -> Exam:
     return Exam(task, context, requests, task.encode(requests, context), [example.gold for example in examples])
 
 
-def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse) -> dict[str, float]:
-    """The task's metrics of what the model answers, in fp32 and without dropout, as it will be served."""
+def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse, logs: Path) -> dict[str, float]:
+    """The task's metrics of what the model answers, in fp32 and without dropout, as it will be served.
+
+    Args:
+        logs: where the task's tables go, in place of those of the evaluation before.
+    """
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -167,6 +171,8 @@ def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse) -> dict[
     found = answers(run, exam.task, exam.requests, exam.encoded, exam.context)
     model.train()
     metrics = exam.task.score(found, exam.golds) | {"truncated": sum("truncated" in answer for answer in found)}
+    for name, text in exam.task.tables(found, exam.golds).items():
+        (logs / name).write_text(text, encoding="utf-8")
     return {f"dev_{name}": value for name, value in metrics.items()}
 
 

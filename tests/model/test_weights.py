@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -116,12 +117,24 @@ def test_a_directory_that_is_nothing_is_refused(tmp_path: Path) -> None:
         tokenization.load(tmp_path)
 
 
-def test_heads_that_choose_no_single_label_are_refused(foreign: Path) -> None:
-    edit_config(foreign, problem_type="multi_label_classification")
-    with pytest.raises(ArtifactError, match="a head for multi_label_classification"):
-        task_of(open_checkpoint(foreign))
-    edit_config(foreign, problem_type=None, id2label={"0": "LABEL_0"})
-    with pytest.raises(ArtifactError, match=r"a head for one score \(1 labels\)"):
+@pytest.mark.parametrize(
+    ("changes", "task"),
+    [
+        ({}, "classify"),
+        ({"problem_type": "multi_label_classification"}, "multi-label"),
+        ({"problem_type": "regression", "id2label": {"0": "LABEL_0"}}, "regress"),
+        ({"id2label": {"0": "LABEL_0"}}, "regress"),
+        ({"architectures": ["BertForPreTraining"], "problem_type": "regression"}, "pretrain"),
+    ],
+)
+def test_what_the_logits_mean_names_the_task(foreign: Path, changes: dict[str, Any], task: str) -> None:
+    edit_config(foreign, **{"problem_type": None} | changes)
+    assert task_of(open_checkpoint(foreign)).name == task
+
+
+def test_a_head_for_several_numbers_is_refused(foreign: Path) -> None:
+    edit_config(foreign, problem_type="regression")
+    with pytest.raises(ArtifactError, match=r"a head for regression \(3 labels\).*regression to one number"):
         task_of(open_checkpoint(foreign))
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -12,7 +13,16 @@ import pytest
 from bertfast.errors import DataError
 from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
 
-ROWS = [("a film", "1"), ('it "works"', "0")]
+TEXTS, GOLDS = ["a film", 'it "works"'], ["1", "0"]
+ODD_TEXTS = [
+    "",
+    " ",
+    "x" * 100_000,
+    "\U0001f9d1\u200d\U0001f680 \U0001f1ea\U0001f1fa",
+    "\u0645\u0631\u062d\u0628\u0627",
+    "\u4e1c\u4eac",
+    "e\u0301\u0323",
+]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -20,11 +30,20 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def questions(examples: list[Example]) -> list[Any]:
+    return [(dict(example.request), example.gold) for example in examples]
+
+
+def labelled(*golds: str) -> list[Example]:
+    return [Example({"text": ""}, gold, "dev.csv:2") for gold in golds]
+
+
 def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
     tsv = 'sentence\tlabel\r\na film\t1 \r\nit "works"\t0\r\n'
-    lines = "".join(json.dumps({"text": text, "label": int(label)}) + "\n" for text, label in ROWS)
+    rows = zip(TEXTS, GOLDS, strict=True)
+    lines = "".join(json.dumps({"text": text, "label": int(label)}) + "\n" for text, label in rows)
     table = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": [text for text, _ in ROWS], "label": [1, 0]}), table)
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "label": [1, 0]}), table)
     files = [
         write(tmp_path / "rows.tsv", tsv),
         write(tmp_path / "rows.tsv.gz", gzip.compress(tsv.encode())),
@@ -33,7 +52,10 @@ def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
         table,
     ]
     for file in files:
-        assert [(row.request, row.gold) for row in read_examples(file)] == [({"text": t}, label) for t, label in ROWS]
+        examples = read_examples(file)
+        assert questions(examples) == [({"text": TEXTS[0]}, "1"), ({"text": TEXTS[1]}, "0")]
+        first = 1 if file == table else 2 - (file.suffix == ".jsonl")
+        assert examples[0].where == f"{file}:{first}"
 
 
 def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
@@ -48,14 +70,13 @@ def test_csv_fields_may_span_lines(tmp_path: Path) -> None:
 def test_pairs_are_found_by_their_usual_names(tmp_path: Path, text: str, pair: str) -> None:
     file = write(tmp_path / "rows.tsv", f"index\t{text}\t{pair}\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n")
     with pytest.warns(UserWarning, match="1 rows without a gold label"):
-        assert read_examples(file) == [Example({"text": "a", "pair": "b"}, "neutral", f"{file}:2")]
+        assert questions(read_examples(file)) == [({"text": "a", "pair": "b"}, "neutral")]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", "utterance,intent\nhello,greet\n")
-    assert read_examples(file, Columns(text="utterance", label="intent")) == [
-        Example({"text": "hello"}, "greet", f"{file}:2")
-    ]
+    named = Columns(text="utterance", label="intent")
+    assert questions(read_examples(file, named)) == [({"text": "hello"}, "greet")]
 
 
 @pytest.mark.parametrize(
@@ -105,16 +126,76 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         read_examples(write(tmp_path / "rows.txt", "hello"))
 
 
-def test_labels_are_ordered_as_people_would(tmp_path: Path) -> None:
-    assert label_names([Example({}, label) for label in ("10", "2", "1")]) == ("1", "2", "10")
-    assert label_names([Example({}, label) for label in ("neutral", "entailment")]) == ("entailment", "neutral")
+def test_labels_are_ordered_as_people_would() -> None:
+    assert label_names(labelled("10", "2", "1")) == ("1", "2", "10")
+    assert label_names(labelled("0.5", "-1", "10")) == ("-1", "0.5", "10")
+    assert label_names(labelled("nan", "inf", "1")) == ("1", "inf", "nan")
+    assert label_names(labelled("neutral", "entailment")) == ("entailment", "neutral")
     with pytest.raises(DataError, match="at least 2"):
-        label_names([Example({}, "1")])
+        label_names(labelled("1"))
 
 
 def test_a_label_that_training_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"dev.csv:7 has the label 'netural'.*Did you mean 'neutral'"):
-        label_ids([Example({}, "netural", "dev.csv:7")], ("entailment", "neutral"))
+    with pytest.raises(DataError, match=r"dev.csv:2 has the label 'netural'.*Did you mean 'neutral'"):
+        label_ids(labelled("netural"), ("entailment", "neutral"))
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("1", "1"),
+        ("1.0", "1"),
+        ('" 1 "', "1"),
+        ("true", "true"),
+        ("false", "false"),
+        ("0.5", "0.5"),
+        ('"a\\u00a0"', "a"),
+    ],
+)
+def test_a_label_is_the_same_whatever_it_is_written_as(tmp_path: Path, label: str, text: str) -> None:
+    file = write(tmp_path / "rows.jsonl", f'{{"text": "a", "label": {label}}}\n')
+    assert read_examples(file)[0].gold == text
+
+
+@pytest.mark.parametrize("label", ["null", '" "', "NaN", '["a"]', '{"a": 1}'])
+def test_a_row_without_its_one_label_is_named(tmp_path: Path, label: str) -> None:
+    file = write(tmp_path / "rows.jsonl", f'{{"text": "a", "label": "x"}}\n{{"text": "a", "label": {label}}}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2(:| has no) 'label'"):
+        read_examples(file)
+
+
+def test_a_text_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", '{"text": 5, "label": "x"}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:1: 'text' is int, and text is needed"):
+        read_examples(file)
+
+
+@pytest.mark.parametrize("first", ["a film,1", "0,a film", f"{'long ' * 20},neg"])
+def test_a_file_without_a_header_is_told_apart_from_one_with_odd_names(tmp_path: Path, first: str) -> None:
+    with pytest.raises(DataError, match="looks like a row of data: give the file a first row with the names"):
+        read_examples(write(tmp_path / "rows.csv", f"{first}\nb,0\n"))
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path / "rows.csv", "utterance,number of correct responses (out of 100)\nb,0\n"))
+    assert "looks like" not in str(caught.value)
+
+
+def test_a_column_of_nothing_is_the_wrong_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,body,label\n,a,1\n ,b,0\n")
+    with pytest.raises(DataError, match=r"'text' is empty in all 2 rows. Name another with --text-column"):
+        read_examples(file)
+    assert len(read_examples(file, Columns(text="body"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+def test_texts_of_any_length_and_script_come_as_they_are(tmp_path: Path, kind: str) -> None:
+    rows = {
+        "tsv": "text\tlabel\n" + "".join(f"{text}\t1\n" for text in ODD_TEXTS),
+        "csv": "text,label\n" + "".join(f'"{text}",1\n' for text in ODD_TEXTS),
+        "jsonl": "".join(json.dumps({"text": text, "label": 1}) + "\n" for text in ODD_TEXTS),
+    }
+    file = write(tmp_path / f"rows.{kind}", rows[kind])
+    with pytest.warns(UserWarning, match=r"'text' is empty in 2 of 7 rows, the first at .*:\d+. They are kept"):
+        assert [example.request["text"] for example in read_examples(file)] == ODD_TEXTS
 
 
 @pytest.mark.data
