@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -32,11 +33,13 @@ class Encoded:
         input_ids: token ids, [CLS] and [SEP] included.
         token_type_ids: 0 in the first segment, 1 in the second.
         truncated: whether tokens were cut to fit the length.
+        word_starts: for tasks that judge words, the places of the first token of each word that is judged here.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
     truncated: bool = False
+    word_starts: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -91,6 +94,23 @@ class Tokenizer:
     def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens and without a limit, one list a text."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def ids_of_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each word of each sentence, without special tokens and without a limit.
+
+        A word of nothing but what BERT removes (control characters, and accents where it strips them) is [UNK], so
+        that none is without a token.
+        """
+        words = [list(sentence) for sentence in sentences]
+        with self._truncation:
+            encodings = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
+        return [self._by_word(item, len(sentence)) for item, sentence in zip(encodings, words, strict=True)]
+
+    def _by_word(self, encoding: tokenizers.Encoding, count: int) -> list[list[int]]:
+        tokens: list[list[int]] = [[] for _ in range(count)]
+        for token, word in zip(encoding.ids, cast(list[int], encoding.word_ids), strict=True):
+            tokens[word].append(token)
+        return [ids or [self.special_ids["[UNK]"]] for ids in tokens]
 
     def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
         """Encode texts and pairs as `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
