@@ -89,6 +89,24 @@ def train_classify(
     _finetune("classify", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
 
 
+@train_app.command("tag")
+def train_tag(
+    model: Model,
+    train: Train,
+    dev: Dev,
+    out: Out,
+    text_column: Annotated[str | None, typer.Option(help="Column of the words; of CoNLL its number, from 1.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the tags; of CoNLL its number, from 1.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a tagger of words, such as for named entities: CoNLL files, or `tokens` and `tags` in JSON lines."""
+    columns = Columns(text=text_column, label=label_column)
+    _finetune("tag", model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+
+
 def _finetune(
     task: str,
     model: Path,

@@ -170,6 +170,11 @@ def _classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str,
     return {"logits": ["batch", len(graph.weights["classifier.bias"])]}
 
 
+def _token_classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+    _named(graph, graph.linear(hidden, "classifier"), "logits")
+    return {"logits": ["batch", "sequence", len(graph.weights["classifier.bias"])]}
+
+
 def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
     prefix = "cls.predictions"
     transformed = graph.linear(hidden, f"{prefix}.transform.dense")
@@ -189,5 +194,6 @@ def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, li
 
 _HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
     "BertForSequenceClassification": _classification,
+    "BertForTokenClassification": _token_classification,
     "BertForPreTraining": _pretraining,
 }

@@ -195,14 +195,15 @@ class BertPooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, layers and pooler."""
+    """Embeddings, layers and, for the heads that read it, the pooler."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, add_pooling_layer: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        if add_pooling_layer:
+            self.pooler = BertPooler(config)
 
     def forward(
         self,

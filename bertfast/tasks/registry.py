@@ -6,9 +6,10 @@ from bertfast.errors import ArtifactError, ConfigError, did_you_mean
 from bertfast.model.weights import SENTENCE_TRANSFORMER, Checkpoint
 from bertfast.tasks.classify import CLASSIFY
 from bertfast.tasks.pretrain import PRETRAIN
+from bertfast.tasks.tag import TAG
 from bertfast.tasks.task import Task
 
-TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY)}
+TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, TAG)}
 
 
 def get_task(name: str) -> Task:
