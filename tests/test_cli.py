@@ -30,6 +30,7 @@ VERBS = [
     ("train", "pretrain"),
     ("train", "classify"),
     ("train", "qa"),
+    ("train", "tag"),
     ("export",),
     ("bench",),
     ("predict",),
@@ -95,6 +96,21 @@ def test_the_whole_way_by_verbs(documents: list[str], row_files: tuple[Path, Pat
     assert first["id"] == 7
     assert set(first) == {"id", "label", "score", "scores"}
     assert set(second) == {"label", "score", "scores"}
+
+
+def test_a_tagger_by_verbs(pretrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.conll").write_text("Ann B-person\nwaits O\n\nBo B-person\nLee I-person\nwaits O\n")
+    data = ("--train", "words.conll", "--dev", "words.conll", "--text-column", 1, "--label-column", 2)
+    small = ("--set=max_steps=2", "--set=max_length=32", "--set=compile=false")
+    done = bertfast("train", "tag", "--model", pretrained, *data, "--out", "tuned", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"dev_precision", "dev_recall", "dev_f1", "dev_token_accuracy"} <= set(json.loads(done.stdout))
+    requests = '{"id": 7, "tokens": ["Bo", "Lee", "waits"]}\n{"text": "Ann waits."}\n{"text": "a", "pair": "b"}\n'
+    done = bertfast("predict", "tuned", stdin=requests, cwd=tmp_path)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["id"], set(second)) == (7, {"entities"})
+    assert done.returncode == 2
+    assert "standard input:3: a request needs either 'text' or 'tokens'; this one has text, pair" in done.stderr
 
 
 def test_a_corpus_is_the_same_for_any_workers_and_can_be_verified(documents: list[str], tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ import bertfast
 PACKAGE = Path(bertfast.__file__).parent
 ORDER = ["errors", "config", "artifact", "workers", "text", "model", "tasks", "backends", "train", "export", "bench"]
 MAY_SEE_EVERYTHING = {"cli", "console", "quickstart", "doctor", "__init__", "__main__"}
-HEAVY = ("torch", "onnxruntime", "openvino", "onnx", "tensorrt", "transformers", "sklearn", "matplotlib", "datasets")
+HEAVY = (
+    "torch",
+    "onnxruntime",
+    "openvino",
+    "onnx",
+    "tensorrt",
+    "transformers",
+    "sklearn",
+    "seqeval",
+    "matplotlib",
+    "datasets",
+)
 
 
 def room_of(path: Path) -> str:

@@ -184,6 +184,11 @@ def _question_answering(graph: Graph, hidden: str, config: ModelConfig) -> dict[
     return {"start_logits": ["batch", "sequence"], "end_logits": ["batch", "sequence"]}
 
 
+def _token_classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+    _named(graph, graph.linear(hidden, "classifier"), "logits")
+    return {"logits": ["batch", "sequence", len(graph.weights["classifier.bias"])]}
+
+
 def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
     prefix = "cls.predictions"
     transformed = graph.linear(hidden, f"{prefix}.transform.dense")
@@ -204,6 +209,7 @@ def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, li
 _FIRST_TOKEN_IS_ENOUGH = {"BertForSequenceClassification"}
 _HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
     "BertForSequenceClassification": _classification,
+    "BertForTokenClassification": _token_classification,
     "BertForPreTraining": _pretraining,
     "BertForQuestionAnswering": _question_answering,
 }

@@ -1,4 +1,4 @@
-"""What stands on the encoder: the pretraining heads, the classifier and the span finder, under Hugging Face's names.
+"""What stands on the encoder: heads under Hugging Face's names.
 
 Shapes: B sequences, S tokens, H hidden size, M masked positions, V vocabulary, C classes.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.config import ModelConfig
-from bertfast.model.encoder import BertModel, activation
+from bertfast.model.encoder import BertModel, Dropout, activation
 
 VOCABULARY_MULTIPLE = 64
 
@@ -118,3 +118,18 @@ class BertForQuestionAnswering(nn.Module):
         """`start_logits` and `end_logits`, both [B, S]."""
         start_BS, end_BS = self.qa_outputs(self.bert(input_ids, attention_mask, token_type_ids)).unbind(-1)
         return {"start_logits": start_BS, "end_logits": end_BS}
+
+
+class BertForTokenClassification(nn.Module):
+    """Encoder with dropout and a linear classifier on every token; it has no pooler."""
+
+    def __init__(self, config: ModelConfig, num_labels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+        """`logits` [B, S, C]."""
+        return {"logits": self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)))}

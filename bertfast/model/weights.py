@@ -172,8 +172,8 @@ def _foreign_labels(settings: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     """Class names in the order of the logits; transformers writes none where there are two with their default names."""
     named = settings.get("id2label") or {}
     if not named:
-        classifies = CLASSIFIER in (settings.get("architectures") or [])
-        return ("LABEL_0", "LABEL_1") if classifies else ()
+        classifiers = {"BertForSequenceClassification", "BertForTokenClassification"}
+        return ("LABEL_0", "LABEL_1") if classifiers & set(settings.get("architectures") or []) else ()
     try:
         return tuple(str(label) for _, label in sorted(named.items(), key=lambda item: int(item[0])))
     except (AttributeError, ValueError):

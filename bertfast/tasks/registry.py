@@ -9,9 +9,10 @@ from bertfast.tasks.multi_label import MULTI_LABEL
 from bertfast.tasks.pretrain import PRETRAIN
 from bertfast.tasks.qa import QA
 from bertfast.tasks.regress import REGRESS
+from bertfast.tasks.tag import TAG
 from bertfast.tasks.task import Task
 
-TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, MULTI_LABEL, REGRESS, QA)}
+TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, MULTI_LABEL, REGRESS, TAG, QA)}
 
 
 def get_task(name: str) -> Task:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -35,12 +36,14 @@ class Encoded:
         truncated: whether tokens were cut to fit the length.
         offsets: where a task points into a text, the characters [start, end) of each token in it, and (0, 0) for
             tokens that are not of that text.
+        word_starts: for tasks that judge words, the places of the first token of each word that is judged here.
     """
 
     input_ids: list[int]
     token_type_ids: list[int]
     truncated: bool = False
     offsets: list[tuple[int, int]] | None = None
+    word_starts: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -104,6 +107,23 @@ class Tokenizer:
         with self._truncation:
             encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [(item.ids, _with_accents(text, item.offsets)) for text, item in zip(texts, encodings, strict=True)]
+
+    def ids_of_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each word of each sentence, without special tokens and without a limit.
+
+        A word of nothing but what BERT removes (control characters, and accents where it strips them) is [UNK], so
+        that none is without a token.
+        """
+        words = [list(sentence) for sentence in sentences]
+        with self._truncation:
+            encodings = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
+        return [self._by_word(item, len(sentence)) for item, sentence in zip(encodings, words, strict=True)]
+
+    def _by_word(self, encoding: tokenizers.Encoding, count: int) -> list[list[int]]:
+        tokens: list[list[int]] = [[] for _ in range(count)]
+        for token, word in zip(encoding.ids, cast(list[int], encoding.word_ids), strict=True):
+            tokens[word].append(token)
+        return [ids or [self.special_ids["[UNK]"]] for ids in tokens]
 
     def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
         """Encode texts and pairs as `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.

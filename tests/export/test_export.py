@@ -10,12 +10,14 @@ import pytest
 from bertfast import artifact
 from bertfast.backends import open_backend, open_served
 from bertfast.backends.protocol import Arrays, Backend
-from bertfast.config import Precision
+from bertfast.config import ModelConfig, Precision
 from bertfast.errors import ArtifactError, CheckError
 from bertfast.export import export as exporting
 from bertfast.export.check import check_export
 from bertfast.export.export import export
 from bertfast.text.batch import Batch
+from bertfast.text.tokenizer import Tokenizer
+from tests.conftest import write_checkpoint
 
 
 def test_the_graph_is_plain_and_holds_nothing_that_it_does_not_need(exported: Path) -> None:
@@ -51,6 +53,20 @@ def test_the_signature_is_dynamic_in_batch_and_sequence(exported: Path) -> None:
         name: ["batch", "sequence"] for name in ("input_ids", "attention_mask", "token_type_ids")
     }
     assert shapes(graph.output) == {"logits": ["batch", 3]}
+
+
+def test_a_tagger_has_a_row_for_each_token_and_no_pooler(
+    tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tagger = write_checkpoint(tmp_path / "tagger", "tag", tiny_config, tokenizer, ("O", "B-a", "I-a"))
+    checks = export(tagger, tmp_path / "onnx")
+    assert all(error < 1e-4 for errors in checks.values() for error in errors.values())
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    (output,) = graph.output
+    shape = [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim]
+    assert (output.name, shape) == ("logits", ["batch", "sequence", 3])
+    assert not [constant.name for constant in graph.initializer if "pooler" in constant.name]
+    assert artifact.open_manifest(tmp_path / "onnx").labels == ("O", "B-a", "I-a")
 
 
 def test_the_manifest_says_what_was_checked_and_where_it_comes_from(exported: Path, classifier: Path) -> None:

@@ -12,13 +12,16 @@ import transformers
 from bertfast.backends import relative_error
 from bertfast.config import ModelConfig
 from bertfast.model.encoder import BertModel
-from bertfast.model.heads import BertForPreTraining, BertForSequenceClassification
+from bertfast.model.heads import BertForPreTraining, BertForSequenceClassification, BertForTokenClassification
 from bertfast.model.weights import load_weights, open_checkpoint, save_checkpoint
 from bertfast.tasks import get_task, task_of
 from bertfast.tasks.task import NoSettings, text_or_pair
 from bertfast.text.batch import Batch, pad
 from bertfast.text.labelled import read_examples
 from bertfast.text.tokenizer import Encoded, Tokenizer
+from tests.conftest import write_checkpoint
+
+TAGS = ("O", "B-person", "I-person")
 
 
 def theirs_for(path: Path, kind: type) -> torch.nn.Module:
@@ -166,6 +169,43 @@ def test_the_loss_of_a_span_finder_is_that_of_transformers(tiny_config: ModelCon
     with torch.no_grad():
         loss = task.losses(task.forward(ours, inputs, targets), targets, task.settings())["loss"] / 3
         assert loss.item() == pytest.approx(theirs(**inputs, **targets).loss.item(), rel=1e-6)
+
+
+def test_a_tagger_goes_to_transformers_and_back(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours_path, theirs_path = write_checkpoint(tmp_path / "a", "tag", tiny_config, tokenizer, TAGS), tmp_path / "b"
+    theirs, report = transformers.AutoModelForTokenClassification.from_pretrained(
+        ours_path, attn_implementation="eager", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert tuple(theirs.config.id2label.values()) == TAGS
+    theirs.save_pretrained(theirs_path)
+    tokenizer.save(theirs_path)
+    batch = ragged_batch(tokenizer.vocab_size, 40)
+    real = batch.attention_mask.astype(bool)
+    for path in (ours_path, theirs_path):
+        checkpoint = open_checkpoint(path)
+        assert (task_of(checkpoint).name, checkpoint.labels) == ("tag", TAGS)
+        ours = BertForTokenClassification(checkpoint.config, len(TAGS)).eval()
+        assert load_weights(ours, path, complete=True) == []
+        with torch.no_grad():
+            mine, expected = ours(**tensors(batch))["logits"], theirs.eval()(**tensors(batch)).logits
+        assert relative_error(mine.numpy()[real], expected.numpy()[real]) < 1e-5
+
+
+def test_a_tagger_of_two_classes_has_the_names_that_transformers_leaves_out(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    shape = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    transformers.BertForTokenClassification(shape).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    assert open_checkpoint(tmp_path).labels == ("LABEL_0", "LABEL_1")
 
 
 def test_the_decoder_is_the_word_embedding(tiny_config: ModelConfig) -> None:

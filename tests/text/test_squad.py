@@ -162,7 +162,10 @@ def test_questions_without_answers_are_read_where_none_are_needed(tmp_path: Path
     assert read_squad(file, answers_needed=False)[0].gold is None
 
 
-def test_another_encoding_is_refused(tmp_path: Path) -> None:
+def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes('{"data": "caf\u00e9"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"a.json:1 is not UTF-8 \(byte 0xe9"):
+    with (
+        pytest.warns(UserWarning, match=r"a.json:1 is not UTF-8 and was read as Windows-1252"),
+        pytest.raises(DataError, match="'data'"),
+    ):
         read_squad(tmp_path / "a.json")

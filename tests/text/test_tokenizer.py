@@ -119,3 +119,21 @@ def test_an_accent_that_is_kept_has_its_own_place(documents: list[str]) -> None:
     ((_, offsets),) = cased.ids_and_offsets(["The e\u0301"])
     assert offsets[-1][1] == 6
     assert all(first[1] <= second[0] for first, second in pairwise(offsets))
+
+
+def test_words_have_the_tokens_that_transformers_gives_them(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    words = ["The", "bridge's", "caf\u00e9", "\u6771\u4eac", "zqz", "\U0001f600", "[SEP]", "x" * 200]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs(words, is_split_into_words=True, add_special_tokens=False)
+    found: list[list[int]] = [[] for _ in words]
+    for token, word in zip(expected["input_ids"], expected.word_ids(), strict=True):
+        found[word].append(token)
+    assert tokenizer.ids_of_words([words, [], words[:1]]) == [found, [], found[:1]]
+
+
+@pytest.mark.parametrize("word", ["\u200b", "\x00\x07", "\u0301", " "])
+def test_a_word_of_which_nothing_is_left_is_unknown(tokenizer: Tokenizer, word: str) -> None:
+    before, nothing, behind = tokenizer.ids_of_words([["The", word, "bridge"]])[0]
+    assert nothing == [tokenizer.special_ids["[UNK]"]]
+    assert [before, behind] == tokenizer.ids_of_words([["The", "bridge"]])[0]
