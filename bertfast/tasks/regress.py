@@ -13,6 +13,7 @@ from pydantic import Field
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
 from bertfast.tasks import classify
+from bertfast.tasks.ranking import correlations
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -74,16 +75,9 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> li
 def score(answers: Sequence[Answer], golds: Sequence[float]) -> dict[str, float]:
     """Spearman's and Pearson's correlation, 0 where there is no order to compare, the mean squared error, and that of
     always answering the mean."""
-    from scipy.stats import pearsonr, spearmanr
-
     scores, right = np.array([answer["score"] for answer in answers]), np.array(golds)
-    ordered = len(right) > 1 and np.ptp(scores) > 0 and np.ptp(right) > 0
-    return {
-        "spearman": float(spearmanr(scores, right).statistic) if ordered else 0.0,
-        "pearson": float(pearsonr(scores, right).statistic) if ordered else 0.0,
-        "mse": float(np.mean((scores - right) ** 2)),
-        "variance": float(right.var()),
-    }
+    errors = {"mse": float(np.mean((scores - right) ** 2)), "variance": float(right.var())}
+    return correlations(scores, right) | errors
 
 
 def features(examples: Sequence[Example], context: Context) -> Features:
