@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 
-from bertfast.config import FinetuneConfig, ModelConfig, PretrainConfig
+from bertfast.config import Config, FinetuneConfig, ModelConfig, PretrainConfig
 from bertfast.model.weights import save_checkpoint
-from bertfast.tasks import get_task
+from bertfast.tasks import Context, get_task
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.corpus import Corpus, build_corpus, open_corpus
 from bertfast.text.tokenizer import Tokenizer
@@ -106,19 +106,28 @@ def tiny_bert_config(tokenizer: Tokenizer) -> transformers.BertConfig:
 
 
 def write_checkpoint(
-    path: Path, task_name: str, config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, ...]
+    path: Path,
+    task_name: str,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    labels: tuple[str, ...],
+    settings: Config | None = None,
 ) -> Path:
     """A checkpoint artefact with random weights, large enough that every part matters to the outputs."""
     from bertfast import artifact
 
     torch.manual_seed(7)
     task = get_task(task_name)
-    model = task.build(config, len(labels) or 2, task.settings())
+    settings = settings or task.settings()
+    model = task.build(config, len(labels) or 2, settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     with artifact.create(path, "checkpoint", task=task_name, labels=labels) as draft:
         save_checkpoint(draft.path, model.state_dict(), config, tokenizer, task.architecture, labels, task.problem)
+        context = Context(tokenizer, labels, config.max_position_embeddings, settings)
+        task.furnish(draft.path, config, context)
+        draft.settings = {"task": settings.model_dump()}
     return path
 
 
@@ -133,6 +142,17 @@ def pretrained(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path_factory:
     return write_checkpoint(
         tmp_path_factory.mktemp("pretrained") / "pretrained", "pretrain", tiny_config, tokenizer, ()
     )
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("encoder") / "encoder", "embed", tiny_config, tokenizer, ())
+
+
+@pytest.fixture(scope="session")
+def reranker(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reranker")
+    return write_checkpoint(folder / "reranker", "rerank", tiny_config, tokenizer, ("LABEL_0",))
 
 
 @pytest.fixture(scope="session")

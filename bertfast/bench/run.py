@@ -166,21 +166,28 @@ def _report(
     golds = [example.gold for example in examples]
     scored = all(gold is not None for gold in golds)
     lengths = _lengths(task, requests, reference.model)
+    candidates = tuple(_measured(item, reference, task, golds if scored else None) for item in running)
     return Report(
         command=plan.command,
         data=plan.data.name,
         data_sha256=artifact.sha256_of(plan.data),
         rows=len(examples),
         task=task.name,
-        metric=task.metric if scored else None,
+        metric=_quoted(task, candidates),
         reference=reference.name,
         repeats=plan.repeats,
         threads=plan.threads,
         length_percentiles={f"p{p}": int(np.percentile(lengths, p)) for p in (0, 50, 90, 99, 100)},
         libraries=artifact.libraries(),
         hardware=artifact.hardware(),
-        candidates=tuple(_measured(item, reference, task, golds if scored else None) for item in running),
+        candidates=candidates,
     )
+
+
+def _quoted(task: Task, candidates: Sequence[Measured]) -> str | None:
+    """The task's metric, or the first one where data of this kind has none of that name; None without golds."""
+    found = next((item.metrics for item in candidates if item.metrics), {})
+    return task.metric if task.metric in found else next(iter(found), None)
 
 
 def _lengths(task: Task, requests: Sequence[Request], model: ServedModel) -> list[int]:

@@ -114,6 +114,8 @@ def _add_verb(task: str, summary: str) -> None:
 _add_verb("regress", "Fine-tune a model that gives a text or a pair of texts a number.")
 _add_verb("qa", "Fine-tune a model that finds the answer to a question in a context (SQuAD JSON, or rows like it).")
 _add_verb("tag", "Fine-tune a tagger of words, such as for names: CoNLL files, or rows of `tokens` and `tags`.")
+_add_verb("embed", "Fine-tune sentence vectors: on graded pairs, on pairs that belong together, or on triplets.")
+_add_verb("rerank", "Fine-tune a scorer of pairs: how well the second text answers the first, 0 to 1.")
 
 
 def _finetune(

@@ -60,7 +60,7 @@ def _model(served: ServedModel) -> onnx.ModelProto:
     module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
-    return build_graph(served.task.architecture, weights, checkpoint.config)
+    return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings)
 
 
 def _check(served: ServedModel, draft: Path, runtimes: list[str]) -> Checks:

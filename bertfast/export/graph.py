@@ -19,8 +19,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bertfast.config import ModelConfig
+from bertfast.config import Config, ModelConfig
 from bertfast.model.encoder import MASKED_SCORE
+from bertfast.model.heads import SHORTEST
+from bertfast.tasks.embed import EmbedSettings
 
 OPSET = 21
 IR_VERSION = 10
@@ -67,15 +69,16 @@ class Graph:
         return self.op("Gelu", [hidden], f"{name}/Gelu", approximate="none" if kind == "gelu" else "tanh")
 
 
-def build_graph(architecture: str, weights: Weights, config: ModelConfig) -> onnx.ModelProto:
+def build_graph(architecture: str, weights: Weights, config: ModelConfig, settings: Config) -> onnx.ModelProto:
     """The model of `architecture` with dynamic batch and sequence.
 
     Args:
         weights: float32 parameters by their names in the checkpoint.
+        settings: the task's own.
     """
     graph = Graph(weights)
-    hidden = _encoder(graph, config, first_only=architecture in _FIRST_TOKEN_IS_ENOUGH)
-    outputs = _HEADS[architecture](graph, hidden, config)
+    hidden = _encoder(graph, config, first_only=_first_is_enough(architecture, settings))
+    outputs = _HEADS[architecture](graph, hidden, config, settings)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     body = helper.make_graph(graph.nodes, architecture, inputs, results, list(graph.constants.values()))
@@ -84,6 +87,13 @@ def build_graph(architecture: str, weights: Weights, config: ModelConfig) -> onn
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _first_is_enough(architecture: str, settings: Config) -> bool:
+    """Whether the head reads nothing but the first token."""
+    if isinstance(settings, EmbedSettings):
+        return settings.pooling == "cls"
+    return architecture == "BertForSequenceClassification"
 
 
 def _encoder(graph: Graph, config: ModelConfig, *, first_only: bool) -> str:
@@ -159,9 +169,12 @@ def _residual(graph: Graph, hidden: str, residual: str, prefix: str, config: Mod
     return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
 
 
+def _first(graph: Graph, hidden: str) -> str:
+    return graph.op("Gather", [hidden, graph.constant("first", 0, np.int64)], "bert.pooler/first", axis=1)
+
+
 def _pooled(graph: Graph, hidden: str) -> str:
-    first = graph.op("Gather", [hidden, graph.constant("first", 0, np.int64)], "bert.pooler/first", axis=1)
-    return graph.op("Tanh", [graph.linear(first, "bert.pooler.dense")], "bert.pooler/Tanh")
+    return graph.op("Tanh", [graph.linear(_first(graph, hidden), "bert.pooler.dense")], "bert.pooler/Tanh")
 
 
 def _named(graph: Graph, value: str, name: str) -> str:
@@ -171,12 +184,12 @@ def _named(graph: Graph, value: str, name: str) -> str:
     return name
 
 
-def _classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+def _classification(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
     _named(graph, graph.linear(_pooled(graph, hidden), "classifier"), "logits")
     return {"logits": ["batch", len(graph.weights["classifier.bias"])]}
 
 
-def _question_answering(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+def _question_answering(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
     logits = graph.linear(hidden, "qa_outputs")
     for place, name in enumerate(("start_logits", "end_logits")):
         index = graph.constant(f"{name}/index", place, np.int64)
@@ -184,12 +197,12 @@ def _question_answering(graph: Graph, hidden: str, config: ModelConfig) -> dict[
     return {"start_logits": ["batch", "sequence"], "end_logits": ["batch", "sequence"]}
 
 
-def _token_classification(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+def _token_classification(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
     _named(graph, graph.linear(hidden, "classifier"), "logits")
     return {"logits": ["batch", "sequence", len(graph.weights["classifier.bias"])]}
 
 
-def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, list[Any]]:
+def _pretraining(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
     prefix = "cls.predictions"
     transformed = graph.linear(hidden, f"{prefix}.transform.dense")
     transformed = graph.activation(transformed, f"{prefix}.transform", config.hidden_act)
@@ -206,10 +219,31 @@ def _pretraining(graph: Graph, hidden: str, config: ModelConfig) -> dict[str, li
     }
 
 
-_FIRST_TOKEN_IS_ENOUGH = {"BertForSequenceClassification"}
-_HEADS: dict[str, Callable[[Graph, str, ModelConfig], dict[str, list[Any]]]] = {
+def _sentence_vector(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+    assert isinstance(settings, EmbedSettings)
+    vector = _first(graph, hidden) if settings.pooling == "cls" else _mean_of_tokens(graph, hidden)
+    if settings.normalize:
+        length = graph.op("ReduceL2", [vector, graph.constant("last", [-1], np.int64)], "pooling/ReduceL2", keepdims=1)
+        length = graph.op("Max", [length, graph.constant("shortest", SHORTEST)], "pooling/Max_length")
+        vector = graph.op("Div", [vector, length], "pooling/Div_length")
+    _named(graph, vector, "embedding")
+    return {"embedding": ["batch", config.hidden_size]}
+
+
+def _mean_of_tokens(graph: Graph, hidden: str) -> str:
+    last, tokens = graph.constant("last", [-1], np.int64), graph.constant("tokens", [1], np.int64)
+    mask = graph.op("Unsqueeze", ["mask/Cast", last], "pooling/Unsqueeze")
+    real = graph.op("Mul", [hidden, mask], "pooling/Mul")
+    summed = graph.op("ReduceSum", [real, tokens], "pooling/ReduceSum", keepdims=0)
+    count = graph.op("ReduceSum", [mask, tokens], "pooling/ReduceSum_mask", keepdims=0)
+    count = graph.op("Max", [count, graph.constant("one", 1.0)], "pooling/Max_count")
+    return graph.op("Div", [summed, count], "pooling/Div_count")
+
+
+_HEADS: dict[str, Callable[[Graph, str, ModelConfig, Config], dict[str, list[Any]]]] = {
     "BertForSequenceClassification": _classification,
     "BertForTokenClassification": _token_classification,
     "BertForPreTraining": _pretraining,
     "BertForQuestionAnswering": _question_answering,
+    "BertModel": _sentence_vector,
 }

@@ -5,7 +5,7 @@ Shapes: B sequences, S tokens, H hidden size, M masked positions, V vocabulary, 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bertfast.config import ModelConfig
 from bertfast.model.encoder import BertModel, Dropout, activation
 
 VOCABULARY_MULTIPLE = 64
+SHORTEST = 1e-6  # a vector is divided by no smaller length: above 0 in fp16 too
 
 
 class BertTransform(nn.Module):
@@ -133,3 +134,31 @@ class BertForTokenClassification(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
         """`logits` [B, S, C]."""
         return {"logits": self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)))}
+
+
+class SentenceEncoder(nn.Module):
+    """Encoder with one vector a sequence: the mean of its tokens or its [CLS], by default of length 1.
+
+    It has no parameters of its own, so its checkpoints are those of Hugging Face's `BertModel`.
+    """
+
+    def __init__(self, config: ModelConfig, pooling: Literal["mean", "cls"] = "mean", normalize: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.pooling, self.normalize = pooling, normalize
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+        """`embedding` [B, H]; a row of nothing but padding gets a finite one."""
+        from_first = self.pooling == "cls"
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, first_only=from_first)
+        pooled_BH = hidden_BSH[:, 0] if from_first else mean_of_tokens(hidden_BSH, attention_mask)
+        if self.normalize:
+            pooled_BH = nn.functional.normalize(pooled_BH, dim=-1, eps=SHORTEST)
+        return {"embedding": pooled_BH}
+
+
+def mean_of_tokens(hidden_BSH: Tensor, attention_mask_BS: Tensor) -> Tensor:
+    """The mean [B, H] over the tokens whose mask is 1; 0 where there are none."""
+    mask_BS1 = attention_mask_BS[..., None].to(hidden_BSH.dtype)
+    return (hidden_BSH * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1)

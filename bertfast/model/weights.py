@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bertfast import artifact
 from bertfast.config import ModelConfig
 from bertfast.errors import ArtifactError
+from bertfast.model.sentence_transformers import foreign_task, trained_length
 from bertfast.model.tensors import WEIGHTS_FILE, read_weights, save_tensors, sha256_of_weights, weights_source
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 GOOGLE_CONFIG_FILE = "bert_config.json"
-SENTENCE_TRANSFORMER = "SentenceTransformer"
 CLASSIFIER = "BertForSequenceClassification"
+ENCODER = "BertModel"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Checkpoint:
     """What a checkpoint directory says of itself; its weights are read by `load_weights`.
 
     Attributes:
-        task: the task that our manifest names; None for a foreign directory.
-        architecture: the class that config.json names, or SENTENCE_TRANSFORMER; None where there is neither.
+        task: the task that our manifest names, or a folder of sentence-transformers; None where neither does.
+        architecture: the class that config.json names, if it names one.
         labels: class names in the order of the logits; empty for a bare encoder.
         max_length: tokens of a sequence that it was trained with, or has positions for where nothing says.
         problem: what the logits of a sequence classifier mean (`problem_type`); None for other architectures.
-        task_settings: the task's own settings, where our manifest has some.
+        task_settings: the task's own settings, from where its name comes.
         sha256: identity of the artefact, or of the weights of a foreign directory.
     """
 
@@ -70,16 +71,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights = weights_source(path)
     architectures = settings.get("architectures") or [None]
     labels = manifest.labels if manifest else _foreign_labels(settings, file)
+    if manifest:
+        task, own, limit = manifest.task, manifest.settings.get("task", {}), manifest.settings.get("max_length")
+    else:
+        task, own, limit = *foreign_task(path, settings), trained_length(path)
     return Checkpoint(
         path=path,
         config=config,
         tokenizer=tokenizer,
-        task=manifest.task if manifest else None,
-        architecture=SENTENCE_TRANSFORMER if (path / "modules.json").is_file() else architectures[0],
-        max_length=int(manifest.settings.get("max_length", positions)) if manifest else positions,
+        task=task,
+        architecture=architectures[0],
+        max_length=min(limit or positions, positions),
         problem=_problem(settings, labels) if architectures[0] == CLASSIFIER else None,
         labels=labels,
-        task_settings=manifest.settings.get("task", {}) if manifest else {},
+        task_settings=own,
         sha256=manifest.sha256 if manifest else sha256_of_weights(weights),
     )
 
@@ -138,6 +143,8 @@ def save_checkpoint(
     problem: str | None = None,
 ) -> None:
     """Write weights, configuration and tokenizer into a draft, in Hugging Face's layout."""
+    if architecture == ENCODER:  # the only layout that does not name the encoder before its parameters
+        weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
     save_tensors(weights, directory / WEIGHTS_FILE)
     settings: dict[str, Any] = {"model_type": "bert", "architectures": [architecture], **config.model_dump()}
     settings |= {"position_embedding_type": "absolute", "dtype": "float32", "tie_word_embeddings": True}

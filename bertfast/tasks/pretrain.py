@@ -20,6 +20,7 @@ from bertfast.tasks.task import (
     Task,
     as_given,
     encode_texts,
+    nothing_more,
     only_piece,
     take_all,
     text_or_pair,
@@ -146,4 +147,5 @@ PRETRAIN = Task(
     losses=losses,
     correct=correct,
     counts=counts,
+    furnish=nothing_more,
 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bertfast.errors import ArtifactError, ConfigError, did_you_mean
-from bertfast.model.weights import SENTENCE_TRANSFORMER, Checkpoint
+from bertfast.model.weights import ENCODER, Checkpoint
 from bertfast.tasks.classify import CLASSIFY
+from bertfast.tasks.embed import EMBED
 from bertfast.tasks.multi_label import MULTI_LABEL
 from bertfast.tasks.pretrain import PRETRAIN
 from bertfast.tasks.qa import QA
 from bertfast.tasks.regress import REGRESS
+from bertfast.tasks.rerank import RERANK
 from bertfast.tasks.tag import TAG
 from bertfast.tasks.task import Task
 
-TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, MULTI_LABEL, REGRESS, TAG, QA)}
+TASKS = {task.name: task for task in (PRETRAIN, CLASSIFY, MULTI_LABEL, REGRESS, TAG, QA, EMBED, RERANK)}
 
 
 def get_task(name: str) -> Task:
@@ -30,7 +32,7 @@ def task_of(checkpoint: Checkpoint) -> Task:
     """
     if checkpoint.task is not None:
         return get_task(checkpoint.task)
-    alike = [task for task in TASKS.values() if task.architecture == checkpoint.architecture]
+    alike = [task for task in TASKS.values() if task.architecture == checkpoint.architecture != ENCODER]
     several_numbers = checkpoint.problem == REGRESS.problem and len(checkpoint.labels) > 1
     for task in alike:
         if task.problem == checkpoint.problem and not several_numbers:
@@ -41,8 +43,7 @@ def task_of(checkpoint: Checkpoint) -> Task:
             f"{', '.join(str(task.problem) for task in alike if task.problem)}, and regression to one number."
         )
     named = checkpoint.architecture or "no architecture"
-    what = "a sentence-transformers folder" if named == SENTENCE_TRANSFORMER else named
     raise ArtifactError(
-        f"{checkpoint.path} is {what}, which has no head for {', '.join(TASKS)}. "
-        f"Fine-tune it first: bertfast train classify --model {checkpoint.path} ..."
+        f"{checkpoint.path} is {named}, which has no head for {', '.join(TASKS)}. Fine-tune it for one of them first, "
+        f"such as by bertfast train classify --model {checkpoint.path} ..."
     )

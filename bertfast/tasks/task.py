@@ -49,6 +49,10 @@ class Context:
     settings: Config
 
 
+def nothing_more(path: Path, config: ModelConfig, context: Context) -> None:
+    """Leave a checkpoint's directory as it is: its weights, configuration and tokenizer say all."""
+
+
 @dataclass(frozen=True)
 class Task:
     """All that a task is. What needs torch or scikit-learn is a function that imports it when it is called.
@@ -82,6 +86,7 @@ class Task:
         max_length: tokens of a sequence in training, where the user says nothing.
         problem: what the logits mean, as config.json names it (`problem_type`) where the architecture leaves it open.
         tables: what `score` has no number for, as files of text by name, from the same answers and golds.
+        furnish: writes into a checkpoint's directory what other libraries look for there beside the weights.
     """
 
     name: str
@@ -109,6 +114,7 @@ class Task:
     max_length: int = 128
     problem: str | None = None
     tables: Callable[[Sequence[Answer], Sequence[Any]], Mapping[str, str]] = no_tables
+    furnish: Callable[[Path, ModelConfig, Context], None] = nothing_more
 
 
 def text_or_pair(request: Request) -> tuple[str, str | None]:
@@ -141,6 +147,11 @@ def only_piece(request: Request, pieces: Sequence[Any], context: Context) -> Ans
 def as_given(settings: Config, examples: Sequence[Example]) -> Config:
     """The settings where the examples decide nothing."""
     return settings
+
+
+def no_labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The class names of a task without classes."""
+    return ()
 
 
 def one_logit(examples: Sequence[Example]) -> tuple[str, ...]:

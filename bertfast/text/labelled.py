@@ -25,6 +25,9 @@ PAIR_NAMES = (
     ("text", "pair"),
     ("text", "text_pair"),
     ("sentence", "pair"),
+    ("anchor", "positive"),
+    ("query", "passage"),
+    ("query", "document"),
 )
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1")
 LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")

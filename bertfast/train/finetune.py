@@ -105,11 +105,13 @@ def finetune(
     """Fine-tune `start` and publish the checkpoint at `out`; returns the evaluation of the last epoch on dev.
 
     Args:
-        task_settings: the task's own settings; what is left out has its default or is learnt from the examples.
+        task_settings: the task's own settings; what is left out is as in `start` where that serves the same task, has
+            its default or is learnt from the examples.
         from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
     """
     _refuse_what_cannot_run(start, config)
-    settings = task.settings.parse(task_settings or {}, "task settings")
+    inherited = start.task_settings if start.task == task.name else {}
+    settings = task.settings.parse({**inherited, **(task_settings or {})}, "task settings")
     data = Data(*(task.read(file, columns or Columns(), settings, True) for file in (train_file, dev_file)))
     _refuse_other_questions(data, train_file, dev_file)
     settings = task.settle(settings, data.train)

@@ -30,6 +30,7 @@ def publish(
         run.out, "checkpoint", task=task.name, labels=context.labels, parents=parents, overwrite=overwrite
     ) as draft:
         save_checkpoint(draft.path, weights, shape, context.tokenizer, task.architecture, context.labels, task.problem)
+        task.furnish(draft.path, shape, context)
         shutil.copytree(run.logs, draft.path / artifact.LOGS)
         draft.settings = {**run.identity, "result": dict(result)}
     artifact.remove_own_directory(run.path)

@@ -132,9 +132,9 @@ def test_nothing_is_published_when_a_check_fails(
 ) -> None:
     real = exporting.build_graph
 
-    def wrong(architecture: str, weights: dict[str, np.ndarray], config: object) -> onnx.ModelProto:
+    def wrong(architecture: str, weights: dict[str, np.ndarray], config: object, settings: object) -> onnx.ModelProto:
         name = "bert.embeddings.position_embeddings.weight"
-        return real(architecture, dict(weights) | {name: np.roll(weights[name], 1, axis=0)}, config)  # type: ignore[arg-type]
+        return real(architecture, dict(weights) | {name: np.roll(weights[name], 1, axis=0)}, config, settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(exporting, "build_graph", wrong)
     with pytest.raises(CheckError, match="Nothing was published"):

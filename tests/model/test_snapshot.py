@@ -91,7 +91,8 @@ def test_shards_and_pooling_come_along(revisions: list[Any], repository: Path) -
     (repository / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, shard)}))
     (repository / "1_Pooling").mkdir()
     (repository / "1_Pooling" / "config.json").write_text("{}")
-    (repository / "modules.json").write_text("[]")
+    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    (repository / "modules.json").write_text(json.dumps(modules))
     path = local_model(REFERENCE)
     fetched = {"model.safetensors.index.json", shard, "modules.json", "1_Pooling/config.json"}
     assert files(path) == DESCRIPTION | fetched

@@ -50,9 +50,11 @@ def test_relative_positions_are_refused(foreign: Path) -> None:
         open_checkpoint(foreign)
 
 
-def test_an_encoder_without_a_head_says_what_to_do(minilm: Path) -> None:
-    with pytest.raises(ArtifactError, match="sentence-transformers folder.*bertfast train classify"):
-        task_of(open_checkpoint(minilm))
+def test_an_encoder_without_a_head_says_what_to_do(encoder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(encoder, bare, ignore=shutil.ignore_patterns("manifest.json", "modules.json"))
+    with pytest.raises(ArtifactError, match="is BertModel, which has no head.*bertfast train classify"):
+        task_of(open_checkpoint(bare))
 
 
 def test_a_vocabulary_larger_than_the_weights_is_refused(foreign: Path) -> None:
