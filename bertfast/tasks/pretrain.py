@@ -20,7 +20,6 @@ from bertfast.tasks.task import (
     Task,
     as_given,
     encode_texts,
-    nothing_more,
     only_piece,
     take_all,
     text_or_pair,
@@ -147,5 +146,4 @@ PRETRAIN = Task(
     losses=losses,
     correct=correct,
     counts=counts,
-    furnish=nothing_more,
 )
