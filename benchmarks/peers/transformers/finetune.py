@@ -279,6 +279,7 @@ def run(job: Job) -> Result:
             processing_class=tokenizer,
         )
         output = trainer.train()
+        trainer.args.train_sampling_strategy = "random"  # grouped by length, predictions would be in another order
         predictions = trainer.predict(prepared.dev.select_columns(list(MODEL_INPUTS))).predictions
     return {
         "metrics": prepared.score(predictions),
