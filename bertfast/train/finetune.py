@@ -28,6 +28,7 @@ from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.tokenizer import Encoded
 from bertfast.train.device import resolve
 from bertfast.train.loop import fit, to_inputs, total_steps
+from bertfast.train.optimizer import freeze
 from bertfast.train.publish import publish
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
@@ -132,10 +133,12 @@ def finetune(
         if not from_scratch:
             load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
         in_use = restrict_vocabulary(model, _sequences_in_use(config, features, exam, context))
+        if config.freeze_layers is not None:
+            freeze(model, config.freeze_layers)
         source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
         evaluate = partial(_evaluate, exam=exam, in_use=in_use, logs=run.logs)
         result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
-        weights = in_use.weights(model, config, steps)
+        weights = in_use.weights(model, config, steps, steps)
         publish(run, weights, start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite)
     return result
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from bertfast.config import Config, Precision, TrainConfig
 from bertfast.errors import DivergenceError
+from bertfast.model.encoder import BertEncoder
 from bertfast.tasks import Task
 from bertfast.text.batch import Batch, TrainingBatch
 from bertfast.train.device import place
 from bertfast.train.diagnosis import Watch, first_bad_parameter
 from bertfast.train.distributed import ALONE, World, gradients_stay_here, spread, whole
 from bertfast.train.loader import prefetched
-from bertfast.train.optimizer import learning_rate, make_optimizer
+from bertfast.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertfast.train.progress import Meter, RunLog
 from bertfast.train.state import RunDirectory
 
@@ -116,6 +117,9 @@ def fit(
     steps = total_steps(source.steps_per_epoch, config)
     device = place(config, world)
     model.to(device).train()
+    for part in model.modules():
+        if isinstance(part, BertEncoder):
+            part.gradient_checkpointing = config.gradient_checkpointing
     forward = spread(model, world, device, config.sharding)
     optimizer = make_optimizer(model, config)
     done = run.load_state(model, optimizer)
@@ -260,11 +264,6 @@ def to_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
         )
         inputs["max_seqlen"] = packing.max_seqlen
     return inputs
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 @contextmanager

@@ -37,6 +37,7 @@ _FREE_TO_CHANGE = {
     "keep_states",
     "evaluate_every_steps",
     "log_every_steps",
+    "gradient_checkpointing",
 }
 # What may change too, since it is the remedy for a run that diverges, but not without a word.
 _SAID_WHEN_CHANGED = {"learning_rate", "max_grad_norm", "precision"}
@@ -188,15 +189,15 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def _restore_moments(model: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: _restored(key, moments[f"{name}/{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    for place, value in moments.items():
+        name, _, key = place.rpartition("/")
+        parameter = model.get_parameter(name)
+        optimizer.state[parameter][key] = _restored(key, value, parameter)
 
 
 def _restored(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
