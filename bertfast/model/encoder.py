@@ -252,6 +252,13 @@ class BertModel(nn.Module):
         return self.encoder(hidden, visible, first_only)  # type: ignore[no-any-return]
 
 
+def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:
+    """Switch gradient checkpointing on or off (see `BertEncoder`)."""
+    for part in model.modules():
+        if isinstance(part, BertEncoder):
+            part.gradient_checkpointing = wanted
+
+
 def _computed_in(hidden: Tensor) -> torch.dtype:
     """The type of the matrix products: autocast's, where it is on."""
     device = hidden.device.type

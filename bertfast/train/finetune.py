@@ -30,6 +30,7 @@ from bertfast.train.device import resolve
 from bertfast.train.loop import fit, to_inputs, total_steps
 from bertfast.train.optimizer import freeze
 from bertfast.train.publish import publish
+from bertfast.train.selection import criterion_of
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
 
@@ -137,8 +138,10 @@ def finetune(
             freeze(model, config.freeze_layers)
         source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
         evaluate = partial(_evaluate, exam=exam, in_use=in_use, logs=run.logs)
-        result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
-        weights = in_use.weights(model, config, steps, steps)
+        criterion = criterion_of(config, f"dev_{task.metric}")
+        result = fit(model, task, settings, source, config, run, evaluate, criterion=criterion)
+        result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
+        weights = in_use.weights(model, config, int(result.get("best_step", result["steps"])), steps)
         publish(run, weights, start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite)
     return result
 
