@@ -200,6 +200,12 @@ class FinetuneConfig(TrainConfig):
     layers: int | None = Field(
         None, gt=0, description="take so many layers of the start checkpoint, evenly spread; all when not given"
     )
+    distill_weight: float = Field(
+        0.5, gt=0, le=1, description="with a teacher: its share of the loss; what is left is the labels'"
+    )
+    distill_temperature: float = Field(
+        2.0, gt=0, description="with a teacher: what logits are divided by, so that unlikely answers count too"
+    )
 
 
 def presets(verb: str) -> dict[str, Traversable]:
