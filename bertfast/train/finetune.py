@@ -31,9 +31,12 @@ from bertfast.train.distill import distilled, keep_layers, load_teacher, refuse_
 from bertfast.train.loop import fit, to_inputs, total_steps
 from bertfast.train.optimizer import freeze
 from bertfast.train.publish import publish
-from bertfast.train.selection import criterion_of
+from bertfast.train.report import RUN_PANELS, Panel, report_run
+from bertfast.train.selection import criterion_of, quoted
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
+
+CURVES_FROM_S = 60  # drawing them takes a second or two, and many a run not much more
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,23 @@ def finetune(
         result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
         weights = in_use.weights(model, config, int(result.get("best_step", result["steps"])), steps)
         shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
+        _report(run, task, result, config, steps)
         publish(run, weights, shape, task, context, parents, result, overwrite=overwrite)
     return result
+
+
+def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: FinetuneConfig, steps: int) -> None:
+    metric = quoted(result, f"dev_{task.metric}")
+    panels = (Panel("training loss", ("train_loss",)), Panel(metric, (metric,)), *RUN_PANELS)
+    report_run(
+        run.logs,
+        result,
+        title=f"Fine-tuning of {run.out.name} ({task.name})",
+        config=config,
+        total_steps=steps,
+        facts={name: round(value, 4) for name, value in result.items()},
+        panels=panels if result["train_s"] >= CURVES_FROM_S else (),
+    )
 
 
 def _num_layers(start: Checkpoint, config: FinetuneConfig) -> int:

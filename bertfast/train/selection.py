@@ -55,11 +55,17 @@ def criterion_of(config: FinetuneConfig, metric: str) -> Criterion | None:
 
 def better(best: Best | None, criterion: Criterion, step: int, metrics: Mapping[str, float], model: nn.Module) -> Best:
     """The best evaluation after one more; of two that are alike the earlier one. NaN is worse than any number."""
-    value = _WORST if math.isnan(metrics[criterion.metric]) else metrics[criterion.metric]
+    found = metrics[quoted(metrics, criterion.metric)]
+    value = _WORST if math.isnan(found) else found
     if best is not None and value <= best.value:
         return replace(best, since=best.since + 1)
     kept = model.state_dict() if criterion.keep_best else {}
     return Best(step, value, {name: tensor.detach().cpu().clone() for name, tensor in kept.items()})
+
+
+def quoted(metrics: Mapping[str, float], name: str) -> str:
+    """The metric that counts: the one so named, or the first, where the data decide which ones there are."""
+    return name if name in metrics else next(iter(metrics))
 
 
 def given_up(best: Best | None, criterion: Criterion | None) -> bool:

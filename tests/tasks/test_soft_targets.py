@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from bertfast.tasks import get_task
 from bertfast.tasks.soft_targets import each_for_itself, one_of_many, same_numbers
 from bertfast.text.batch import IGNORE_INDEX
 
@@ -77,3 +78,13 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     labels = tensors(labels=np.zeros(4, np.int64))
     for distill in (one_of_many, each_for_itself, same_numbers):
         assert float(distill(logits, logits, labels, 2.0)["loss"]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("targets", "times"), [("grades", 1), ("text_ids", 3)])
+def test_vectors_of_another_size_are_as_near_to_each_other(targets: str, times: int) -> None:
+    student, teacher = RNG.normal(size=(6, 4)), RNG.normal(size=(6, 9))
+    units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (student, teacher)]
+    expected = times * np.square(units[0] @ units[0].T - units[1] @ units[1].T).mean()
+    given = tensors(**{targets: np.zeros(3, np.int64)})
+    loss = get_task("embed").distill(tensors(embedding=student), tensors(embedding=teacher), given, 2.0)["loss"]
+    assert float(loss) == pytest.approx(expected, rel=1e-5)

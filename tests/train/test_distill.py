@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast import artifact
-from bertfast.config import FinetuneConfig, ModelConfig
+from bertfast.config import ModelConfig
 from bertfast.errors import ConfigError
 from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
-from bertfast.train import loop
 from bertfast.train.distill import evenly_spread
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, labelled_rows, write_checkpoint, write_rows
+from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_checkpoint, write_rows
 
 Files = tuple[Path, Path]
 
@@ -75,8 +75,6 @@ def test_the_weight_shares_the_loss_between_labels_and_teacher(
     def first_loss(name: str, at: Path | None, **more: object) -> float:
         taught(pretrained, at, row_files, tmp_path / name, **changes, **more)
         lines = (tmp_path / name / "logs" / "metrics.jsonl").read_text().splitlines()
-        import json
-
         return float(json.loads(lines[0])["train_loss"])
 
     hard = first_loss("hard", None)
@@ -87,22 +85,12 @@ def test_the_weight_shares_the_loss_between_labels_and_teacher(
 
 
 def test_a_student_that_goes_on_ends_with_the_same_weights(
-    pretrained: Path, teacher: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrained: Path, teacher: Path, row_files: Files, tmp_path: Path
 ) -> None:
     taught(pretrained, teacher, row_files, tmp_path / "whole")
     taught(pretrained, None, row_files, tmp_path / "alone")
     assert not alike(tmp_path / "whole", tmp_path / "alone")
-    real, done = loop.optimizer_step, 0
-
-    def stopping(*arguments: Any, **named: Any) -> Any:
-        nonlocal done
-        if done == 3:
-            raise RuntimeError("power cut")
-        done += 1
-        return real(*arguments, **named)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "optimizer_step", stopping)
+    with power_cut_after(3):
         taught(pretrained, teacher, row_files, tmp_path / "cut")
     with pytest.raises(ConfigError, match="started with teacher = "):
         taught(pretrained, None, row_files, tmp_path / "cut", resume=True)
@@ -166,62 +154,3 @@ def test_layers_are_spread_evenly(data: st.DataObject) -> None:
 def test_six_of_twelve_layers_are_distilbert_s() -> None:
     assert evenly_spread(12, 6) == [0, 2, 4, 7, 9, 11]
     assert evenly_spread(12, 12) == list(range(12))
-
-
-def test_frozen_layers_stay_as_they_were_and_have_no_moments(
-    pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Words that no example holds do not move either, though the others' weights decay."""
-    saved: list[set[str]] = []
-    real = loop.RunDirectory.save_state
-
-    def save(run: Any, *arguments: Any) -> None:
-        real(run, *arguments)
-        saved.append(set(read_tensors(run.states()[-1] / "optimizer.safetensors")))
-
-    monkeypatch.setattr(loop.RunDirectory, "save_state", save)
-    taught(pretrained, None, row_files, tmp_path / "m", freeze_layers=1, weight_decay=0.5)
-    before, after = weights(pretrained), weights(tmp_path / "m")
-    for name, tensor in after.items():
-        frozen = name.startswith(("bert.embeddings.", "bert.encoder.layer.0."))
-        assert not frozen or torch.equal(tensor, before[name]), name
-    assert not torch.equal(
-        after["bert.encoder.layer.1.output.dense.weight"], before["bert.encoder.layer.1.output.dense.weight"]
-    )
-    assert saved
-    assert not any(name.startswith(("bert.embeddings.", "bert.encoder.layer.0.")) for name in saved[-1])
-
-
-@pytest.mark.parametrize("changes", [{"freeze_layers": 1}, {"layer_lr_decay": 0.5}, {"gradient_checkpointing": True}])
-def test_every_option_goes_on_bit_for_bit(
-    pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
-) -> None:
-    taught(pretrained, None, row_files, tmp_path / "whole", **changes)
-    real, done = loop.optimizer_step, 0
-
-    def stopping(*arguments: Any, **named: Any) -> Any:
-        nonlocal done
-        if done == 3:
-            raise RuntimeError("power cut")
-        done += 1
-        return real(*arguments, **named)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "optimizer_step", stopping)
-        taught(pretrained, None, row_files, tmp_path / "cut", **changes)
-    taught(pretrained, None, row_files, tmp_path / "cut", resume=True, **changes)
-    assert alike(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_layer_rates_reach_the_words_that_no_example_holds(pretrained: Path, row_files: Files, tmp_path: Path) -> None:
-    """Their weights decay with the embeddings' share of the rate, as if they had been in training."""
-    config = FinetuneConfig(**TINY_FINETUNE.model_dump() | {"max_steps": 6, "weight_decay": 0.5})
-    plain = taught(pretrained, None, row_files, tmp_path / "plain", weight_decay=config.weight_decay)
-    taught(pretrained, None, row_files, tmp_path / "slow", weight_decay=config.weight_decay, layer_lr_decay=0.5)
-    assert plain["steps"] == 6
-    name = "bert.embeddings.word_embeddings.weight"
-    before, usual, slow = (weights(path)[name] for path in (pretrained, tmp_path / "plain", tmp_path / "slow"))
-    untouched = (usual / before).std(dim=1) < 1e-4
-    assert untouched.any()
-    lost, lost_slowly = (1 - (after / before)[untouched].mean() for after in (usual, slow))
-    assert float(lost_slowly / lost) == pytest.approx(0.5**3, rel=0.02)

@@ -25,7 +25,7 @@ from bertfast.train import finetune as finetuning
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
 from bertfast.train.selection import Best, Criterion, better, criterion_of, given_up
-from tests.conftest import TINY_FINETUNE
+from tests.conftest import TINY_FINETUNE, power_cut_after
 
 Files = tuple[Path, Path]
 
@@ -59,18 +59,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
 
 
 def cut_after(steps: int, start: Path, files: Files, out: Path, config: FinetuneConfig) -> None:
-    """Run until a power cut after so many steps."""
-    real, done = loop.optimizer_step, 0
-
-    def stopping(*arguments: Any, **named: Any) -> Any:
-        nonlocal done
-        if done == steps:
-            raise RuntimeError("power cut")
-        done += 1
-        return real(*arguments, **named)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "optimizer_step", stopping)
+    with power_cut_after(steps):
         run(start, files, out, config)
 
 
