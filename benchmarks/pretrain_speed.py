@@ -42,7 +42,7 @@ from bertfast.train import loop
 from bertfast.train.device import make_deterministic, resolve
 from bertfast.train.diagnosis import mfu
 from bertfast.train.distributed import World
-from bertfast.train.optimizer import learning_rate, make_optimizer
+from bertfast.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertfast.train.pretrain import packed_layout, sample_sizes, training_flops_per_token
 
 Step = Callable[[Sequence[Instance]], dict[str, float]]
@@ -72,7 +72,7 @@ def ours(name: str, source: InstanceSource, sample: Sizes, config: PretrainConfi
 
     def step(instances: Sequence[Instance]) -> dict[str, float]:
         make_deterministic(config, device)
-        loop.set_learning_rate(optimizer, learning_rate(next(numbers), config.max_steps or 1, config))
+        set_learning_rate(optimizer, learning_rate(next(numbers), config.max_steps or 1, config))
         batches = pack(instances, layout, pad_id) if layout else [source.collate(instances, len(instances))]
         losses, _ = loop.optimizer_step(trainer, losses_of, optimizer, batches, loop.count(task, batches), config)
         return {key: value.item() for key, value in losses.items()}
@@ -92,7 +92,7 @@ def peer(name: str, source: InstanceSource, config: PretrainConfig, shape: Model
 
     def step(instances: Sequence[Instance]) -> dict[str, float]:
         torch.use_deterministic_algorithms(False)
-        loop.set_learning_rate(optimizer, learning_rate(next(numbers), config.max_steps or 1, config))
+        set_learning_rate(optimizer, learning_rate(next(numbers), config.max_steps or 1, config))
         batch = padded(instances, config.max_length, pad_id)
         inputs = {key: torch.from_numpy(value).to(device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=name.startswith("bf16")):

@@ -103,6 +103,9 @@ class TrainConfig(Config):
         "linear", description="how the learning rate falls after the warm-up; linear and sqrt: polynomial, power 1, 0.5"
     )
     lr_final_fraction: float = Field(0.0, ge=0, le=1, description="what is left of the learning rate at the end")
+    layer_lr_decay: float = Field(
+        1.0, gt=0, le=1, description="the rate of each layer as a share of the rate of the one above it; 1: all alike"
+    )
     optimizer: Literal["adamw", "lamb"] = Field("adamw", description="lamb: for batches of many thousand sequences")
     weight_decay: float = Field(0.01, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -113,6 +116,9 @@ class TrainConfig(Config):
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile where it can pay for itself")
     deterministic: bool | Literal["auto"] = Field(
         "auto", description="the same run gives the same weights, bit for bit; auto: on the CPU, where it is free"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep only what enters each layer and compute the rest again for the gradient: less memory"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; all physical cores when not given")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -181,6 +187,24 @@ class FinetuneConfig(TrainConfig):
 
     bucket_batches: int = Field(
         16, gt=0, description="batches that are drawn at random together and then sorted by length; 1: no sorting"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="which weights are published: the last, or those that did best on dev by the task's metric"
+    )
+    patience: int | None = Field(
+        None, gt=0, description="stop after so many evaluations on end without a better one; never when not given"
+    )
+    freeze_layers: int | None = Field(
+        None, ge=0, description="the embeddings and so many of the lowest layers are not trained; 0: the embeddings"
+    )
+    layers: int | None = Field(
+        None, gt=0, description="take so many layers of the start checkpoint, evenly spread; all when not given"
+    )
+    distill_weight: float = Field(
+        0.5, gt=0, le=1, description="with a teacher: its share of the loss; what is left is the labels'"
+    )
+    distill_temperature: float = Field(
+        2.0, gt=0, description="with a teacher: what logits are divided by, so that unlikely answers count too"
     )
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -236,3 +237,22 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     origin, name = request.param.split("_")[:2]
     text = "google_sample_text.txt" if origin == "google" else f"{origin}_{name}.txt"
     return Golden(folder / text, json.loads(settings), lines)
+
+
+@contextmanager
+def power_cut_after(steps: int) -> Iterator[None]:
+    """Let the run inside end as by a power cut, after so many steps."""
+    from bertfast.train import loop
+
+    real, done = loop.optimizer_step, 0
+
+    def stopping(*arguments: Any, **named: Any) -> Any:
+        nonlocal done
+        if done == steps:
+            raise RuntimeError("power cut")
+        done += 1
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop, "optimizer_step", stopping)
+        yield

@@ -365,3 +365,26 @@ def test_questions_come_as_a_squad_file_and_answers_go_as_its_evaluation_reads_t
     done = bertfast("predict", "finder", "--squad", stdin='{"question": "a", "context": "b"}', cwd=tmp_path)
     assert done.returncode == 2
     assert "name each question by its 'id'" in done.stderr
+
+
+def test_several_seeds_are_resumed_where_they_stand(
+    pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A finished seed is not run again; a student has its teacher by name."""
+    command = ["train", "classify", "--model", pretrained, "--train", row_files[0], "--dev", row_files[1]]
+    command += ["--set=max_steps=2", "--set=max_length=32", "--set=threads=1", "--out", tmp_path / "out"]
+    assert bertfast(*command, "--seeds", "1").returncode == 0
+    first = (tmp_path / "out" / "seed-0" / "manifest.json").read_bytes()
+    done = bertfast(*command, "--seeds", "0,1", "--resume")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "out" / "seeds.json").read_text())
+    assert set(summary["results"]) == {"0", "1"}
+    assert summary["metric"] == "dev_accuracy"
+    assert (tmp_path / "out" / "seed-0" / "manifest.json").read_bytes() == first
+    again = bertfast(*command, "--seeds", "2")
+    assert again.returncode == 2
+    assert "is already there" in again.stderr
+    refused = bertfast(*command[:-1], tmp_path / "student", "--teacher", pretrained)
+    assert refused.returncode == 2
+    assert "answers 'pretrain', and the student is to learn 'classify'" in refused.stderr

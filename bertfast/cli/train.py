@@ -68,6 +68,11 @@ def train_pretrain(
 Model = Annotated[Path, typer.Option(help="The checkpoint to start from: ours, a BERT of others, or hub:NAME.")]
 Train = Annotated[Path, typer.Option("--train", help="Examples to learn from: a file, FILE:SPLIT, or hub:NAME:SPLIT.")]
 Dev = Annotated[Path, typer.Option("--dev", help="Examples to be judged by.")]
+Teacher = Annotated[Path | None, typer.Option(help="A checkpoint of the same task whose answers are learnt too.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(help="Several runs, into OUT/seed-N: so many from `seed` on (3), or these seeds (0,1,7)."),
+]
 MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Any number of labels a text, instead of one.")]
 
 
@@ -83,13 +88,17 @@ def train_classify(
     label_column: LabelColumn = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    teacher: Teacher = None,
+    seeds: Seeds = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a classifier of texts or of pairs of texts."""
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
     task = "multi-label" if multi_label else "classify"
-    _finetune(task, model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+    _finetune(
+        task, model, train, dev, out, columns, config, settings, teacher, seeds, resume=resume, overwrite=overwrite
+    )
 
 
 def _add_verb(task: str, summary: str) -> None:
@@ -104,11 +113,15 @@ def _add_verb(task: str, summary: str) -> None:
         label_column: LabelColumn = None,
         config: ConfigFile = None,
         settings: Settings = None,
+        teacher: Teacher = None,
+        seeds: Seeds = None,
         resume: Resume = False,
         overwrite: Overwrite = False,
     ) -> None:
         columns = Columns(text=text_column, pair=pair_column, label=label_column)
-        _finetune(task, model, train, dev, out, columns, config, settings, resume=resume, overwrite=overwrite)
+        _finetune(
+            task, model, train, dev, out, columns, config, settings, teacher, seeds, resume=resume, overwrite=overwrite
+        )
 
 
 _add_verb("regress", "Fine-tune a model that gives a text or a pair of texts a number.")
@@ -127,6 +140,8 @@ def _finetune(
     columns: Columns,
     config: Path | None,
     settings: list[str] | None,
+    teacher: Path | None,
+    seeds: str | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -137,22 +152,33 @@ def _finetune(
     from bertfast.tasks import get_task
     from bertfast.text.hub import local_data
     from bertfast.train.finetune import finetune
+    from bertfast.train.seeds import parse_seeds, run_seeds
 
     values = read_settings(config, settings or [])
     own = values.pop("task", {})
     if not isinstance(own, dict):
         raise ConfigError(f"task = {own!r} is a value, and [task] is a table: --set task.KEY=VALUE.")
     record = get_task(task)
-    result = finetune(
-        open_checkpoint(local_model(model)),
-        record,
-        local_data(train),
-        local_data(dev),
-        out,
-        FinetuneConfig.parse({"max_length": record.max_length} | values, "settings"),
-        task_settings=own,
-        columns=columns,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    print_json({"checkpoint": str(out), **result})
+    chosen = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
+    start, teaching = open_checkpoint(local_model(model)), open_checkpoint(local_model(teacher)) if teacher else None
+    train, dev = local_data(train), local_data(dev)
+
+    def run(seed: int, to: Path) -> dict[str, float]:
+        return finetune(
+            start,
+            record,
+            train,
+            dev,
+            to,
+            chosen.model_copy(update={"seed": seed}),
+            task_settings=own,
+            columns=columns,
+            teacher=teaching,
+            resume=resume,
+            overwrite=overwrite,
+        )
+
+    if seeds is None:
+        print_json({"checkpoint": str(out), **run(chosen.seed, out)})
+    else:
+        print_json(run_seeds(run, parse_seeds(seeds, chosen.seed), out, f"dev_{record.metric}"))

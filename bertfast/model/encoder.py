@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 
 from bertfast.config import ModelConfig
 
@@ -179,6 +180,14 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
+    """The layers.
+
+    With `gradient_checkpointing` training keeps only what enters each layer and computes the layer again, with the same
+    random numbers, when its gradient is needed (Chen et al. 2016).
+    """
+
+    gradient_checkpointing = False
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
@@ -186,7 +195,9 @@ class BertEncoder(nn.Module):
     def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
         last = len(self.layer) - 1
         for number, layer in enumerate(self.layer):
-            hidden_BSH = layer(hidden_BSH, visible, first_only and number == last)
+            inputs = hidden_BSH, visible, first_only and number == last
+            again = self.gradient_checkpointing and self.training
+            hidden_BSH = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return hidden_BSH
 
 
@@ -239,6 +250,13 @@ class BertModel(nn.Module):
             masked = _between_sequences(cu_seqlens, input_ids.shape)
         visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE)
         return self.encoder(hidden, visible, first_only)  # type: ignore[no-any-return]
+
+
+def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:
+    """Switch gradient checkpointing on or off (see `BertEncoder`)."""
+    for part in model.modules():
+        if isinstance(part, BertEncoder):
+            part.gradient_checkpointing = wanted
 
 
 def _computed_in(hidden: Tensor) -> torch.dtype:

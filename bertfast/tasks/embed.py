@@ -210,6 +210,17 @@ def counts(targets: Targets) -> dict[str, float]:
     return {"loss": len(targets["text_ids"]) if "text_ids" in targets else 1}
 
 
+def distill(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], targets: Mapping[str, Tensor], temperature: float
+) -> dict[str, Tensor]:
+    """The mean squared difference between both models' cosines of all texts of a step with each other, as often as
+    `counts` says. The vectors themselves may be of different sizes."""
+    from bertfast.model.losses import cosine_matrix
+
+    found, wanted = (cosine_matrix(outputs["embedding"], outputs["embedding"]) for outputs in (student, teacher))
+    return {"loss": (found - wanted).square().mean() * (len(targets["text_ids"]) if "text_ids" in targets else 1)}
+
+
 def furnish(path: Path, config: ModelConfig, context: Context) -> None:
     """Write what makes a checkpoint's directory a folder that sentence-transformers opens."""
     settings = context.settings
@@ -241,4 +252,5 @@ EMBED = Task(
     correct=correct,
     counts=counts,
     furnish=furnish,
+    distill=distill,
 )

@@ -18,6 +18,7 @@ from pydantic import Field
 from bertfast.config import Config
 from bertfast.errors import DataError
 from bertfast.tasks.classify import build
+from bertfast.tasks.soft_targets import each_for_itself
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -159,4 +160,5 @@ MULTI_LABEL = Task(
     correct=correct,
     counts=counts,
     problem="multi_label_classification",
+    distill=each_for_itself,
 )

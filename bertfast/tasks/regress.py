@@ -14,6 +14,7 @@ from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
 from bertfast.tasks import classify
 from bertfast.tasks.ranking import correlations
+from bertfast.tasks.soft_targets import same_numbers
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -136,4 +137,5 @@ REGRESS = Task(
     correct=correct,
     counts=counts,
     problem="regression",
+    distill=same_numbers,
 )

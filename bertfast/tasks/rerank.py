@@ -16,6 +16,7 @@ from bertfast.model.sentence_transformers import cross_encoder_config
 from bertfast.model.weights import CONFIG_FILE
 from bertfast.tasks.classify import build
 from bertfast.tasks.ranking import RELEVANT, grouped_rankings
+from bertfast.tasks.soft_targets import same_numbers
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -152,4 +153,5 @@ RERANK = Task(
     correct=correct,
     counts=counts,
     furnish=furnish,
+    distill=same_numbers,
 )

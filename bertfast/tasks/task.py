@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
+from bertfast.tasks.soft_targets import one_of_many
 from bertfast.text.batch import Features
 from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.tokenizer import Encoded, Tokenizer
@@ -85,6 +86,8 @@ class Task:
         counts: by what each of the sums is divided over the global batch.
         max_length: tokens of a sequence in training, where the user says nothing.
         problem: what the logits mean, as config.json names it (`problem_type`) where the architecture leaves it open.
+        distill: the losses of a student's outputs by a teacher's, with the targets and a temperature; summed, and
+            named, as `losses` is.
         tables: what `score` has no number for, as files of text by name, from the same answers and golds.
         furnish: writes into a checkpoint's directory what other libraries look for there beside the weights.
     """
@@ -115,6 +118,9 @@ class Task:
     problem: str | None = None
     tables: Callable[[Sequence[Answer], Sequence[Any]], Mapping[str, str]] = no_tables
     furnish: Callable[[Path, ModelConfig, Context], None] = nothing_more
+    distill: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor], float], dict[str, Tensor]] = (
+        one_of_many
+    )
 
 
 def text_or_pair(request: Request) -> tuple[str, str | None]:

@@ -27,10 +27,16 @@ from bertfast.text.batch import Batch, Features, Int64, TrainingBatch, group_by_
 from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.tokenizer import Encoded
 from bertfast.train.device import resolve
+from bertfast.train.distill import distilled, keep_layers, load_teacher, refuse_other_teacher
 from bertfast.train.loop import fit, to_inputs, total_steps
+from bertfast.train.optimizer import freeze
 from bertfast.train.publish import publish
+from bertfast.train.report import RUN_PANELS, Panel, report_run
+from bertfast.train.selection import criterion_of, quoted
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
+
+CURVES_FROM_S = 60  # drawing them takes a second or two, and many a run not much more
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def finetune(
     *,
     task_settings: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
+    teacher: Checkpoint | None = None,
     from_scratch: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -107,6 +114,7 @@ def finetune(
     Args:
         task_settings: the task's own settings; what is left out is as in `start` where that serves the same task, has
             its default or is learnt from the examples.
+        teacher: a checkpoint that answers the same task; the model learns from its answers too.
         from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
     """
     _refuse_what_cannot_run(start, config)
@@ -117,27 +125,73 @@ def finetune(
     settings = task.settle(settings, data.train)
     context = Context(start.tokenizer, task.labels(data.train), config.max_length, settings)
     task.refuse(data.dev, context.labels)
+    if teacher is not None:
+        refuse_other_teacher(teacher, task, context)
     features = task.features(data.train, context)
     exam = set_exam(task, data.dev, context)
     steps = total_steps(steps_per_epoch(features, config), config)
     config = resolve(config, steps)
     identity = {**config.model_dump(), "task": settings.model_dump(), "start": start.sha256}
-    identity |= {"from_scratch": from_scratch, "labels": list(context.labels), **data.identity}
+    parents = {"start": start.sha256} | ({"teacher": teacher.sha256} if teacher else {})
+    identity |= {
+        "teacher": parents.get("teacher"),
+        "from_scratch": from_scratch,
+        "labels": list(context.labels),
+        **data.identity,
+    }
     run = RunDirectory(out, identity)
     if resume and not overwrite and (ended := run.result()) is not None:
         return ended
     with run.begun(resume=resume, overwrite=overwrite):
-        torch.manual_seed(config.seed)
-        model = task.build(start.config, len(context.labels), settings)
-        if not from_scratch:
-            load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
+        model = _student(start, task, context, config, from_scratch=from_scratch)
         in_use = restrict_vocabulary(model, _sequences_in_use(config, features, exam, context))
+        if config.freeze_layers is not None:
+            freeze(model, config.freeze_layers)
+        learnt = task
+        if teacher is not None:
+            teaching = load_teacher(teacher, task).to(config.device)
+            restrict_vocabulary(teaching, _sequences_in_use(config, features, exam, context))
+            learnt = distilled(task, teaching, config)
         source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
         evaluate = partial(_evaluate, exam=exam, in_use=in_use, logs=run.logs)
-        result = fit(model, task, settings, source, config, run, evaluate) | {"train_truncated": features.truncated}
-        weights = in_use.weights(model, config, steps)
-        publish(run, weights, start.config, task, context, {"start": start.sha256}, result, overwrite=overwrite)
+        criterion = criterion_of(config, f"dev_{task.metric}")
+        result = fit(model, learnt, settings, source, config, run, evaluate, criterion=criterion)
+        result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
+        weights = in_use.weights(model, config, int(result.get("best_step", result["steps"])), steps)
+        shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
+        _report(run, task, result, config, steps)
+        publish(run, weights, shape, task, context, parents, result, overwrite=overwrite)
     return result
+
+
+def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: FinetuneConfig, steps: int) -> None:
+    metric = quoted(result, f"dev_{task.metric}")
+    panels = (Panel("training loss", ("train_loss",)), Panel(metric, (metric,)), *RUN_PANELS)
+    report_run(
+        run.logs,
+        result,
+        title=f"Fine-tuning of {run.out.name} ({task.name})",
+        config=config,
+        total_steps=steps,
+        facts={name: round(value, 4) for name, value in result.items()},
+        panels=panels if result["train_s"] >= CURVES_FROM_S else (),
+    )
+
+
+def _num_layers(start: Checkpoint, config: FinetuneConfig) -> int:
+    return config.layers or start.config.num_hidden_layers
+
+
+def _student(
+    start: Checkpoint, task: Task, context: Context, config: FinetuneConfig, *, from_scratch: bool
+) -> nn.Module:
+    """The model that a run begins with."""
+    torch.manual_seed(config.seed)
+    model = task.build(start.config, len(context.labels), context.settings)
+    if not from_scratch:
+        load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
+    keep_layers(model, _num_layers(start, config))
+    return model
 
 
 @dataclass(frozen=True)
@@ -200,6 +254,12 @@ def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:
             f"max_length {config.max_length} exceeds the {start.config.max_position_embeddings} positions of "
             f"{start.path}. Pass --set max_length={start.config.max_position_embeddings} or less."
         )
+    for name, wanted, there in (
+        ("layers", config.layers, start.config.num_hidden_layers),
+        ("freeze_layers", config.freeze_layers, _num_layers(start, config)),
+    ):
+        if wanted is not None and wanted > there:
+            raise ConfigError(f"{name} {wanted} exceeds the {there} layers of the model. Pass --set {name}={there}.")
 
 
 def _refuse_other_questions(data: Data, train_file: Path, dev_file: Path) -> None:

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from bertfast.config import Config, Precision, TrainConfig
 from bertfast.errors import DivergenceError
+from bertfast.model.encoder import checkpoint_gradients
 from bertfast.tasks import Task
 from bertfast.text.batch import Batch, TrainingBatch
 from bertfast.train.device import place
 from bertfast.train.diagnosis import Watch, first_bad_parameter
 from bertfast.train.distributed import ALONE, World, gradients_stay_here, spread, whole
 from bertfast.train.loader import prefetched
-from bertfast.train.optimizer import learning_rate, make_optimizer
+from bertfast.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bertfast.train.progress import Meter, RunLog
-from bertfast.train.state import RunDirectory
+from bertfast.train.selection import Best, Criterion, better, given_up
+from bertfast.train.state import Progress, RunDirectory
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -99,15 +101,17 @@ def fit(
     evaluate: Evaluate,
     world: World = ALONE,
     watch: Watch | None = None,
+    criterion: Criterion | None = None,
 ) -> dict[str, float]:
     """Train `model` in place, from where `run` stands to the end; returns the last evaluation.
 
-    `config` is resolved (see `device.resolve`): nothing in it is `auto`. All processes of `world` call it, each
-    with its own share of the data in `source`. `watch` looks at what is logged.
+    With it come the `steps` taken and the seconds in them (`train_s`, without evaluations and saving). With a
+    `criterion` that keeps the best, weights and evaluation are those of `best_step`.
+    `config` is resolved (see `device.resolve`): nothing in it is `auto`. All processes of `world` call it, each with
+    its own share of the data in `source`. `watch` looks at what is logged.
 
-    The random numbers of a step depend on the seed, the step and the rank alone, and so does its rate, so a run
-    that was cut off ends with the weights of one that was not (bit for bit on a CPU with the same thread count and
-    as many processes).
+    The random numbers of a step depend on the seed, the step and the rank alone, and so does its rate, so a run that
+    was cut off ends with the weights of one that was not (bit for bit on a CPU with as many threads and processes).
 
     Raises:
         DivergenceError: the gradient is not finite; the last saved states are kept.
@@ -116,20 +120,34 @@ def fit(
     steps = total_steps(source.steps_per_epoch, config)
     device = place(config, world)
     model.to(device).train()
+    checkpoint_gradients(model, config.gradient_checkpointing)
     forward = spread(model, world, device, config.sharding)
     optimizer = make_optimizer(model, config)
-    done = run.load_state(model, optimizer)
+    progress = run.load_state(model, optimizer)
     trainer = Trainer(task, settings, model, forward, device, Precision(config.precision), world)
-    step_losses = trainer.losses
-    if config.compile:
-        step_losses = torch.compile(trainer.losses, dynamic=not source.static_shapes)
-    meter = Meter(world, source.flops_per_token, device)
+    step_losses = _compiled(trainer, source) if config.compile else trainer.losses
+    meter = Meter(world, source.flops_per_token, device, progress.train_s)
+    done, best, found = progress.step, progress.best, dict[str, float]()
+    ahead = range(done, done if given_up(best, criterion) else steps)
+
+    def examine() -> dict[str, float]:
+        nonlocal best
+        found = evaluate(model)
+        log.write(done, found)
+        best = better(best, criterion, done, found, model) if criterion else None
+        meter.pause()
+        return found
+
+    def save() -> None:
+        run.save_state(Progress(done, meter.train_s, best), model, optimizer, config.keep_states)
+        meter.pause()
+
     with RunLog(run.logs, task.name, done, steps, watch, enabled=world.leads) as log:
         with _interrupts_between_steps() as interrupted:
-            for step, batches, waited_s in prefetched(source.micro_batches, range(done, steps), int(config.workers)):
+            for step, batches, waited_s in prefetched(source.micro_batches, ahead, int(config.workers)):
                 counts, stopping = _agree(trainer, batches, interrupted())
                 if stopping:
-                    run.save_state(done, model, optimizer, config.keep_states)
+                    save()
                     raise KeyboardInterrupt
                 set_learning_rate(optimizer, learning_rate(step, steps, config))
                 torch.manual_seed(_step_seed(config.seed, step, world.rank))
@@ -139,18 +157,33 @@ def fit(
                 done = step + 1
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
-                    log.write(done, meter.read(optimizer.param_groups[0]["lr"]))
+                    log.write(done, meter.read(learning_rate(step, steps, config)))
+                found = {}
                 if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
-                    log.write(done, evaluate(model))
-                    meter.pause()
-                if done % config.checkpoint_every_steps == 0 or done == steps:
-                    run.save_state(done, model, optimizer, config.keep_states)
-                    meter.pause()
+                    found = examine()
+                stopping = given_up(best, criterion)
+                if stopping or done == steps or done % config.checkpoint_every_steps == 0:
+                    save()
+                if stopping:
+                    break
             if world.largest(int(interrupted()), device):
                 raise KeyboardInterrupt
-        final = evaluate(model)
-        log.write(steps, final)
-    return final
+        found = found or examine()
+    return {**_published(model, best, done, found, evaluate), "steps": done, "train_s": round(meter.train_s, 3)}
+
+
+def _published(
+    model: nn.Module, best: Best | None, done: int, found: dict[str, float], evaluate: Evaluate
+) -> dict[str, float]:
+    """What is found of the weights that the run ends with: the last ones, or the best, which are put back."""
+    if best is None or not best.weights:
+        return found
+    model.load_state_dict(best.weights)
+    return {**(found if best.step == done else evaluate(model)), "best_step": best.step}
+
+
+def _compiled(trainer: Trainer, source: StepSource) -> Callable[..., dict[str, Tensor]]:
+    return torch.compile(trainer.losses, dynamic=not source.static_shapes)
 
 
 def optimizer_step(
@@ -260,11 +293,6 @@ def to_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
         )
         inputs["max_seqlen"] = packing.max_seqlen
     return inputs
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ _DECAY: dict[str, Callable[[float], float]] = {
     "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
     "constant": lambda left: 1.0,
 }
+
+_EMBEDDINGS = "bert.embeddings."
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
 
 
 class Lamb(Optimizer):
@@ -108,17 +113,63 @@ def _trust_ratios(weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Fused AdamW, or LAMB; LayerNorm weights and all biases are not decayed."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    """Fused AdamW, or LAMB, for the parameters that are trained; LayerNorm weights and all biases are not decayed."""
+    groups = _parameter_groups(model, config)
     betas = (config.adam_beta1, config.adam_beta2)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "lamb":
-        groups[1]["layerwise"] = False
         return Lamb(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
     return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Groups of one weight decay and one `factor`: the share of the learning rate that their parameters have."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, factor in rate_factors(model, config.layer_lr_decay).items():
+        decayed = not name.endswith("bias") and "LayerNorm" not in name
+        groups.setdefault((factor, decayed), []).append(model.get_parameter(name))
+    return [
+        {
+            "params": parameters,
+            "factor": factor,
+            "lr": config.learning_rate * factor,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        | ({"layerwise": decayed} if config.optimizer == "lamb" else {})
+        for (factor, decayed), parameters in groups.items()
+    ]
+
+
+def rate_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """The share of the learning rate of each parameter that is trained (Howard and Ruder 2018, 3.2, "discriminative
+    fine-tuning").
+
+    Layer i of L, counted from 0, has `decay` to the power of L - i, the embeddings that of L + 1, and what stands on
+    the encoder 1.
+    """
+    levels = {name: _level(name) for name, _ in model.named_parameters()}
+    top = 1 + max((level for level in levels.values() if level < math.inf), default=-1)
+    trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name: decay ** (top - min(levels[name], top)) for name in trained}
+
+
+def freeze(model: nn.Module, layers: int) -> None:
+    """Keep the embeddings and so many of the lowest layers as they are: they get neither gradients nor moments."""
+    for name, parameter in model.named_parameters():
+        if _level(name) < layers:
+            parameter.requires_grad_(False)
+
+
+def _level(name: str) -> float:
+    """How high in the model a parameter stands: -1 in the embeddings, i in layer i, infinity above the layers."""
+    if layer := _LAYER.match(name):
+        return int(layer[1])
+    return -1 if name.startswith(_EMBEDDINGS) else math.inf
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give each group of `make_optimizer` its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

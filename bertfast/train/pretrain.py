@@ -32,7 +32,7 @@ from bertfast.train.diagnosis import Watch, flops_per_token
 from bertfast.train.distributed import World, joined, whole
 from bertfast.train.loop import evaluate_losses, fit, total_steps
 from bertfast.train.publish import publish
-from bertfast.train.report import write_report
+from bertfast.train.report import report_run
 from bertfast.train.state import RunDirectory
 
 _EVALUATION_BATCH = 32
@@ -240,10 +240,7 @@ def _report(
     repeated = artifact.open_manifest(corpus.path, verify_hashes=False).settings.get("duplicate_sentence_share")
     facts |= {} if repeated is None else {"sentences that repeat an earlier one": f"{repeated:.1%}"}
     title = f"Pretraining of {run.out.name}"
-    try:
-        write_report(run.logs, result, title=title, config=config, total_steps=steps, facts=facts)
-    except Exception as error:  # whatever a drawing library may raise, the weights are to be published
-        warnings.warn(f"the report of the run could not be written: {error!r}", stacklevel=2)
+    report_run(run.logs, result, title=title, config=config, total_steps=steps, facts=facts)
 
 
 def _model_config(

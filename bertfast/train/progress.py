@@ -37,9 +37,14 @@ def progress_columns() -> Progress:
 
 
 class Meter:
-    """Means over the steps since the last reading, and over all ranks: losses, gradient norm, speed, waiting."""
+    """Means over the steps since the last reading, and over all ranks: losses, gradient norm, speed, waiting.
 
-    def __init__(self, world: World, flops_per_token: float | None, device: torch.device) -> None:
+    Attributes:
+        train_s: seconds in all steps of the run, those before a resume included.
+    """
+
+    def __init__(self, world: World, flops_per_token: float | None, device: torch.device, train_s: float = 0.0) -> None:
+        self.train_s = train_s
         self._world = world
         self._flops_per_token = flops_per_token
         self._device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -62,6 +67,7 @@ class Meter:
         self._computed_tokens += sum(batch.batch.input_ids.size for batch in batches)
         self._waited_s += waited_s
         now_s = time.perf_counter()
+        self.train_s += now_s - self._since_s
         self._elapsed_s, self._since_s = self._elapsed_s + now_s - self._since_s, now_s
 
     def pause(self) -> None:

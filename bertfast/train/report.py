@@ -1,10 +1,11 @@
-"""What a pretraining run came to: `report.md` and, where matplotlib is installed, `curves.png` beside its metrics."""
+"""What a run came to: `report.md` and, where matplotlib is installed, `curves.png` beside its metrics."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +41,19 @@ class Panel:
     logarithmic: bool = False
 
 
-PANELS = (
-    Panel("MLM loss, nats", ("train_mlm", "heldout_mlm"), "unigram_entropy"),
-    Panel("NSP loss, nats", ("train_nsp", "heldout_nsp"), math.log(2)),
-    Panel("MLM accuracy", ("heldout_mlm_accuracy",), "mlm_majority", percent=True),
-    Panel("NSP accuracy", ("heldout_nsp_accuracy",), "nsp_majority", percent=True),
+RUN_PANELS = (
     Panel("real tokens/s", ("real_tokens_per_s",)),
     Panel("gradient norm, before the clip", ("grad_norm",), logarithmic=True),
     Panel("learning rate", ("learning_rate",)),
     Panel("waiting for data", ("loader_wait_share",), percent=True),
     Panel("MFU, packing efficiency", ("mfu", "packing_efficiency"), percent=True),
+)
+PANELS = (
+    Panel("MLM loss, nats", ("train_mlm", "heldout_mlm"), "unigram_entropy"),
+    Panel("NSP loss, nats", ("train_nsp", "heldout_nsp"), math.log(2)),
+    Panel("MLM accuracy", ("heldout_mlm_accuracy",), "mlm_majority", percent=True),
+    Panel("NSP accuracy", ("heldout_nsp_accuracy",), "nsp_majority", percent=True),
+    *RUN_PANELS,
 )
 
 # What is told of the training beside its steps and its time: a key's median over the rows, or its value in the result.
@@ -61,6 +65,14 @@ _FACTS = (
 )
 
 
+def report_run(logs: Path, result: Mapping[str, Any], **what: Any) -> None:
+    """`write_report`, or a warning: whatever a drawing library may raise, the weights are to be published."""
+    try:
+        write_report(logs, result, **what)
+    except Exception as error:
+        warnings.warn(f"the report of the run could not be written: {error!r}", stacklevel=2)
+
+
 def write_report(
     logs: Path,
     result: Mapping[str, Any],
@@ -69,6 +81,7 @@ def write_report(
     config: TrainConfig,
     total_steps: int,
     facts: Mapping[str, object] | None = None,
+    panels: Sequence[Panel] = PANELS,
 ) -> Path:
     """Write the report of a run that has ended into its folder of logs; returns the path of `report.md`.
 
@@ -78,23 +91,27 @@ def write_report(
         config: the run's settings.
         total_steps: how many steps it took.
         facts: what else is to be told, such as the model's shape or the device.
+        panels: what is drawn; nothing where there are none.
     """
     rows = read_rows(logs / "metrics.jsonl")
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    if drawn:
-        draw_curves(rows, logs / CURVES)
-    picture = f"![curves]({CURVES})" if drawn else "No curves without matplotlib: `pip install 'bertfast[bench]'`."
     parts = (
         f"# {title}",
         _table(("held-out", "value", "95% interval", "baseline"), _heldout(result)),
         _table(("training", ""), [*_training(rows, result), *((name, str(x)) for name, x in (facts or {}).items())]),
         "## Alarms",
         _listing(alarms(rows, config, total_steps, result.get("unigram_entropy"))),
-        picture,
+        _picture(rows, logs, panels) if panels else "",
     )
     path = logs / REPORT
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
+
+
+def _picture(rows: Sequence[Row], logs: Path, panels: Sequence[Panel]) -> str:
+    if importlib.util.find_spec("matplotlib") is None:
+        return "No curves without matplotlib: `pip install 'bertfast[bench]'`."
+    draw_curves(rows, logs / CURVES, panels)
+    return f"![curves]({CURVES})"
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -116,11 +133,11 @@ def alarms(rows: Sequence[Row], config: TrainConfig, total_steps: int, unigram_e
     return watch.raised
 
 
-def draw_curves(rows: Sequence[Row], path: Path) -> None:
+def draw_curves(rows: Sequence[Row], path: Path, panels: Sequence[Panel] = PANELS) -> None:
     """Draw every panel for which there are rows, as PNG. Touches none of matplotlib's global state."""
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(key in row for row in rows for key in panel.keys)]
+    panels = [panel for panel in panels if any(key in row for row in rows for key in panel.keys)]
     lines = math.ceil(len(panels) / _COLUMNS)
     figure = Figure(figsize=(5 * _COLUMNS, 3.2 * max(1, lines)), layout="constrained")
     for number, panel in enumerate(panels, 1):

@@ -1,7 +1,8 @@
 """The state of a run that is under way, in `OUT.run` beside the checkpoint that it is to become.
 
-OUT.run/state-00000500/   weights, optimiser moments and the step: an artefact, so it is whole or not there. Data
-                          order, learning rate and random numbers are functions of the step, so there is no more
+OUT.run/state-00000500/   weights, optimiser moments, the step, and the best weights so far where these are to be
+                          kept: an artefact, so it is whole or not there. Data order, learning rate and random
+                          numbers are functions of the step, so there is no more
 OUT.run/logs/             metrics.jsonl, a line for each logged step and each evaluation, and tensorboard/
 """
 
@@ -24,6 +25,7 @@ from bertfast import artifact
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.tensors import read_tensors, save_tensors
 from bertfast.train.distributed import ALONE, World, placed_like, whole
+from bertfast.train.selection import Best
 
 # Settings that may change when a run goes on, because the data and its order stay the same. (Another number of
 # threads or of processes rounds differently and draws other dropout: the weights are then not the same to the bit.)
@@ -37,9 +39,25 @@ _FREE_TO_CHANGE = {
     "keep_states",
     "evaluate_every_steps",
     "log_every_steps",
+    "gradient_checkpointing",
 }
 # What may change too, since it is the remedy for a run that diverges, but not without a word.
 _SAID_WHEN_CHANGED = {"learning_rate", "max_grad_norm", "precision"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come, beside its weights and moments.
+
+    Attributes:
+        step: the steps done.
+        train_s: the seconds in them.
+        best: the best evaluation, where they are compared.
+    """
+
+    step: int = 0
+    train_s: float = 0.0
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -131,21 +149,24 @@ class RunDirectory:
                 return path
         return None
 
-    def save_state(self, step: int, model: nn.Module, optimizer: Optimizer, keep: int) -> None:
-        """Write the state after `step` steps and, once it is whole, remove all but the newest `keep`."""
+    def save_state(self, progress: Progress, model: nn.Module, optimizer: Optimizer, keep: int) -> None:
+        """Write the state of a run and, once it is whole, remove all but the newest `keep`."""
         weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         moments = {name: whole(tensor) for name, tensor in _moments(model, optimizer).items()}
         if not self.world.leads:
             return
-        with artifact.create(self._state(step), "training-state", overwrite=True) as draft:
+        with artifact.create(self._state(progress.step), "training-state", overwrite=True) as draft:
             save_tensors(weights, draft.path / "model.safetensors")
             save_tensors(moments, draft.path / "optimizer.safetensors")
-            draft.settings = {"step": step, "identity": self.identity}
+            draft.settings = {"step": progress.step, "train_s": progress.train_s, "identity": self.identity}
+            if (best := progress.best) is not None:
+                save_tensors(best.weights, draft.path / "best.safetensors")
+                draft.settings["best"] = {"step": best.step, "value": best.value, "since": best.since}
         for path in self.states()[:-keep]:
             shutil.rmtree(path)
 
-    def load_state(self, model: nn.Module, optimizer: Optimizer) -> int:
-        """Restore the newest state; returns the number of steps done, 0 where there is none.
+    def load_state(self, model: nn.Module, optimizer: Optimizer) -> Progress:
+        """Restore the newest state; returns how far it has come, which is nowhere where there is none.
 
         The first process says which one it is, so that all go on from the same.
 
@@ -154,7 +175,7 @@ class RunDirectory:
         """
         states = self.states() if self.world.leads else []
         if not (step := self.world.first(int(states[-1].name.removeprefix("state-")) if states else 0)):
-            return 0
+            return Progress()
         path = self._state(step)
         if not path.is_dir():
             raise ConfigError(
@@ -165,7 +186,11 @@ class RunDirectory:
             for name, tensor in model.state_dict().items():
                 tensor.copy_(placed_like(weights[name], tensor))
         _restore_moments(model, optimizer, read_tensors(path / "optimizer.safetensors"))
-        return step
+        settings = artifact.open_manifest(path, verify_hashes=False).settings
+        best = settings.get("best")
+        return Progress(
+            step, settings["train_s"], best and Best(**best, weights=read_tensors(path / "best.safetensors"))
+        )
 
     def _state(self, step: int) -> Path:
         return self.path / f"state-{step:08d}"
@@ -188,15 +213,15 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def _restore_moments(model: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: _restored(key, moments[f"{name}/{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    for place, value in moments.items():
+        name, _, key = place.rpartition("/")
+        parameter = model.get_parameter(name)
+        optimizer.state[parameter][key] = _restored(key, value, parameter)
 
 
 def _restored(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bertfast.config import TrainConfig
 from bertfast.text.batch import Batch, Features, Int64
 from bertfast.text.tokenizer import Encoded
-from bertfast.train.optimizer import learning_rate
+from bertfast.train.optimizer import learning_rate, rate_factors
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -51,10 +51,11 @@ class VocabularyInUse:
     def _encoded(self, sequence: Encoded) -> Encoded:
         return replace(sequence, input_ids=np.searchsorted(self.tokens, sequence.input_ids).tolist())
 
-    def weights(self, model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Tensor]:
-        """The model's weights after `steps` steps with the whole word embedding."""
+    def weights(self, model: nn.Module, config: TrainConfig, done: int, steps: int) -> dict[str, Tensor]:
+        """The model's weights after `done` of the run's `steps` steps, with the whole word embedding."""
         weights = dict(model.state_dict())
-        kept = math.prod(1 - learning_rate(step, steps, config) * config.weight_decay for step in range(steps))
+        share = rate_factors(model, config.layer_lr_decay).get(WORD_EMBEDDINGS, 0.0) * config.weight_decay
+        kept = math.prod(1 - share * learning_rate(step, steps, config) for step in range(done))
         whole = self.untouched * kept
         whole[torch.from_numpy(self.tokens)] = weights[WORD_EMBEDDINGS].float().cpu()
         return weights | {WORD_EMBEDDINGS: whole}

@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from bertfast.config import ModelConfig, TrainConfig
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
-from bertfast.train.optimizer import Lamb, learning_rate, make_optimizer
+from bertfast.train.optimizer import Lamb, freeze, learning_rate, make_optimizer, rate_factors, set_learning_rate
 
 Array = npt.NDArray[np.float64]
 SHAPES = ((5, 4), (4,), (3, 2), (2,))
@@ -177,3 +177,33 @@ def test_two_phases_can_share_one_line() -> None:
     assert np.allclose(np.diff(first[10:]), -0.9 / 90)
     second = rates(learning_rate=0.1, warmup_fraction=0.0)
     assert second[0] == pytest.approx(first[100])
+
+
+def test_lower_layers_have_a_smaller_share_of_the_rate(tiny_config: ModelConfig) -> None:
+    model = get_task("classify").build(tiny_config, 2, get_task("classify").settings())
+    config = TrainConfig.parse({"layer_lr_decay": 0.5, "learning_rate": 0.8}, "test")
+    optimizer = make_optimizer(model, config)
+    set_learning_rate(optimizer, 0.4)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    expected = {
+        "bert.embeddings.word_embeddings.weight": 0.05,
+        "bert.embeddings.LayerNorm.bias": 0.05,
+        "bert.encoder.layer.0.attention.self.query.weight": 0.1,
+        "bert.encoder.layer.1.output.LayerNorm.weight": 0.2,
+        "bert.pooler.dense.bias": 0.4,
+        "classifier.weight": 0.4,
+    }
+    for name, share in expected.items():
+        assert rate[id(model.get_parameter(name))] == pytest.approx(share), name
+    assert len(rate) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("layers", "trained_layers"), [(0, {"0", "1"}), (1, {"1"}), (2, set())])
+def test_what_is_frozen_is_not_trained(layers: int, trained_layers: set[str], tiny_config: ModelConfig) -> None:
+    model = get_task("classify").build(tiny_config, 2, get_task("classify").settings())
+    freeze(model, layers)
+    trained = set(rate_factors(model, 1.0))
+    assert {name.split(".")[3] for name in trained if ".layer." in name} == trained_layers
+    assert not any("embeddings" in name for name in trained)
+    assert {"bert.pooler.dense.weight", "classifier.bias"} <= trained
+    assert sum(len(group["params"]) for group in make_optimizer(model, TrainConfig()).param_groups) == len(trained)

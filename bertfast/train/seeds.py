@@ -1,0 +1,58 @@
+"""The same run with several seeds: how much of a result is luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from bertfast.errors import ConfigError
+from bertfast.train.selection import quoted
+
+SEEDS_FILE = "seeds.json"
+
+
+def parse_seeds(text: str, first: int) -> list[int]:
+    """The seeds that `3` (so many, from `first` on) or `0,1,7` (these) names.
+
+    Raises:
+        ConfigError: it is neither, or names a seed twice.
+    """
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    seeds = numbers if len(parts) > 1 else [first + number for number in range(sum(numbers))]
+    if not seeds or len(set(numbers)) < len(parts):
+        raise ConfigError(
+            f"--seeds {text} is neither a count, such as 3, nor a list of different seeds, such as 0,1,2."
+        )
+    return seeds
+
+
+def run_seeds(
+    run: Callable[[int, Path], Mapping[str, Any]], seeds: Sequence[int], out: Path, metric: str
+) -> dict[str, Any]:
+    """Run each seed into `out`/seed-N, and write `out`/seeds.json: every result, and what the metric comes to.
+
+    Args:
+        run: a seed and its directory to a result.
+        metric: what is summarised, by its name in the results.
+    Returns:
+        `metric`, its `mean`, `sd` (of a sample; None for a single seed), `min` and `max`, and `results` by seed.
+    """
+    results = {str(seed): dict(run(seed, out / f"seed-{seed}")) for seed in seeds}
+    metric = quoted(next(iter(results.values())), metric)
+    values = [result[metric] for result in results.values()]
+    summary = {
+        "metric": metric,
+        "mean": fmean(values),
+        "sd": stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+        "results": results,
+    }
+    draft = out / f"{SEEDS_FILE}.partial"
+    draft.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draft.replace(out / SEEDS_FILE)
+    return summary

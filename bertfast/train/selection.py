@@ -1,0 +1,73 @@
+"""Which evaluation of a run was the best, and when to wait for a better one no longer."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from bertfast.config import FinetuneConfig
+
+_WORST = -sys.float_info.max  # JSON, in which states are described, has no infinity
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What evaluations are compared by.
+
+    Attributes:
+        metric: its name in an evaluation; the higher the better.
+        keep_best: whether the run ends with the weights of its best evaluation, not with its last ones.
+        patience: the run ends after so many evaluations on end that are no better; None: it takes all its steps.
+    """
+
+    metric: str
+    keep_best: bool
+    patience: int | None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run so far.
+
+    Attributes:
+        step: after how many steps it was.
+        value: what it found for the metric.
+        weights: the parameters, on the CPU, where they are kept.
+        since: how many evaluations came after it.
+    """
+
+    step: int
+    value: float
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    since: int = 0
+
+
+def criterion_of(config: FinetuneConfig, metric: str) -> Criterion | None:
+    """What decides which weights a run ends with, or None where that is the number of its steps alone."""
+    if config.keep == "last" and config.patience is None:
+        return None
+    return Criterion(metric, config.keep == "best", config.patience)
+
+
+def better(best: Best | None, criterion: Criterion, step: int, metrics: Mapping[str, float], model: nn.Module) -> Best:
+    """The best evaluation after one more; of two that are alike the earlier one. NaN is worse than any number."""
+    found = metrics[quoted(metrics, criterion.metric)]
+    value = _WORST if math.isnan(found) else found
+    if best is not None and value <= best.value:
+        return replace(best, since=best.since + 1)
+    kept = model.state_dict() if criterion.keep_best else {}
+    return Best(step, value, {name: tensor.detach().cpu().clone() for name, tensor in kept.items()})
+
+
+def quoted(metrics: Mapping[str, float], name: str) -> str:
+    """The metric that counts: the one so named, or the first, where the data decide which ones there are."""
+    return name if name in metrics else next(iter(metrics))
+
+
+def given_up(best: Best | None, criterion: Criterion | None) -> bool:
+    """Whether no better evaluation is waited for any longer."""
+    return bool(criterion and criterion.patience and best and best.since >= criterion.patience)
