@@ -154,3 +154,38 @@ def test_layers_are_spread_evenly(data: st.DataObject) -> None:
 def test_six_of_twelve_layers_are_distilbert_s() -> None:
     assert evenly_spread(12, 6) == [0, 2, 4, 7, 9, 11]
     assert evenly_spread(12, 12) == list(range(12))
+
+
+SENTENCE = "The river waits near the old bridge."
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "multi-label": [{"text": SENTENCE, "labels": labels} for labels in (["a"], ["a", "b"], [])] * 4,
+    "regress": [{"text": SENTENCE * n, "label": n / 2} for n in (1, 2, 3)] * 4,
+    "tag": [{"tokens": ["The", "river", "waits"], "tags": ["O", "B-WATER", "O"]}] * 8,
+    "qa": [
+        {"id": "1", "question": "What waits?", "context": SENTENCE, "answers": {"text": ["river"], "answer_start": [4]}}
+    ]
+    * 8,
+    "rerank": [{"text": "What waits?", "pair": SENTENCE * n, "label": n % 2} for n in (1, 2, 3)] * 4,
+    "embed": [{"text": "What waits?" * n, "pair": SENTENCE * n, "label": n / 2} for n in (1, 2, 3)] * 4,
+}
+ROWS |= {"embed pairs": [{"text": "What waits?" * n, "pair": SENTENCE * n} for n in (1, 2, 3)] * 4}
+
+
+@pytest.mark.parametrize("data", ROWS)
+def test_every_task_has_students(pretrained: Path, tmp_path: Path, data: str) -> None:
+    """Whose loss is another than without a teacher, and of whom the best is kept."""
+    file = write_rows(tmp_path / "rows.jsonl", ROWS[data])
+    task = get_task(data.split()[0])
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 2, "evaluate_every_steps": 1, "keep": "best"})
+    start = open_checkpoint(pretrained)
+    finetune(start, task, file, file, tmp_path / "teacher", config)
+    teacher = open_checkpoint(tmp_path / "teacher")
+    result = finetune(start, task, file, file, tmp_path / "student", config, teacher=teacher)
+    assert artifact.open_manifest(tmp_path / "student").parents["teacher"] == teacher.sha256
+    assert result["best_step"] in (1, 2)
+    first, other = (
+        json.loads((tmp_path / name / "logs" / "metrics.jsonl").read_text().splitlines()[0])["train_loss"]
+        for name in ("teacher", "student")
+    )
+    assert np.isfinite([first, other]).all()
+    assert first != other
