@@ -188,3 +188,19 @@ def test_a_killed_selected_run_resumes_bit_for_bit(pretrained: Path, row_files: 
     for out, more in (("killed", ["--resume"]), ("whole", [])):
         subprocess.run([*command, "--out", str(tmp_path / out), *more], check=True, capture_output=True)
     assert same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_words_that_no_example_holds_are_those_of_the_best_step_too(
+    pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the whole embedding is trained: their weights have decayed for as many steps as the others'."""
+    config = settings(keep="best", weight_decay=0.5)
+    judged(monkeypatch, [0.3, 0.9, 0.2])
+    run(pretrained, row_files, tmp_path / "cut", config)
+    everything = [range(open_checkpoint(pretrained).config.vocab_size)]
+    monkeypatch.setattr(finetuning, "_sequences_in_use", lambda *_: everything)
+    judged(monkeypatch, [0.3, 0.9, 0.2])
+    assert run(pretrained, row_files, tmp_path / "whole", config)["best_step"] == 4
+    cut, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    for name, expected in whole.items():
+        assert torch.allclose(cut[name], expected, atol=2e-6), name
