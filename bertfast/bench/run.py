@@ -18,6 +18,7 @@ from bertfast.bench.worker import Candidate, Worker
 from bertfast.errors import BackendError, ConfigError, DataError
 from bertfast.tasks import Answer, Task
 from bertfast.text.labelled import Columns, Example, Request
+from bertfast.text.tables import split_reference
 
 Notify = Callable[[str, int, int], object]
 
@@ -170,7 +171,7 @@ def _report(
     return Report(
         command=plan.command,
         data=plan.data.name,
-        data_sha256=artifact.sha256_of(plan.data),
+        data_sha256=artifact.sha256_of(split_reference(plan.data)[0]),
         rows=len(examples),
         task=task.name,
         metric=_quoted(task, candidates),

@@ -25,14 +25,15 @@ def read_table(file: Path) -> Iterator[tuple[str, Row]]:
         DataError: the file cannot be read, a row does not fit its header, or the rows are of several splits and none
             is named.
     """
-    path, wanted = _split_reference(file)
+    path, wanted = split_reference(file)
     if format_of(path) not in _READERS:
         raise DataError(f"{path}: labelled rows come as {', '.join(f'.{name}' for name in _READERS)} (also .gz).")
     rows = ((f"{path}:{number}", row) for number, row in _READERS[format_of(path)](path))
     return _of_splits(path, rows, wanted) if wanted else _of_one_split(path, rows)
 
 
-def _split_reference(file: Path) -> tuple[Path, Sequence[str]]:
+def split_reference(file: Path) -> tuple[Path, Sequence[str]]:
+    """The file and the splits that `PATH:SPLIT+SPLIT` names; an existing file with a colon in its name is itself."""
     name, _, splits = file.name.rpartition(":")
     path = file.with_name(name) if name else file
     return (path, splits.split("+")) if format_of(path) in _READERS and not file.exists() else (file, ())
