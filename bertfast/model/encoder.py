@@ -67,11 +67,13 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
 
     torch's own form with dropout also looks for rows that attend to nothing; ours always attend to something.
     """
+    (batch, heads), scale = query.shape[:2], 1 / math.sqrt(query.shape[-1])
+    added = scores.expand(batch, heads, -1, -1).flatten(0, 1)
+    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):  # it would turn the probabilities to fp32 and back
-        products = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2))
-        probabilities = torch.softmax(products.add_(scores), dim=-1)
-        keep = keep_mask(probabilities, dropout)
-        return torch.matmul(scale_kept(probabilities, keep, dropout), value)
+        probabilities = torch.softmax(torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale), dim=-1)
+        kept = scale_kept(probabilities, keep_mask(probabilities, dropout), dropout)
+        return torch.bmm(kept, value).view(batch, heads, *query.shape[1:])
 
 
 class Visibility(NamedTuple):
