@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +77,9 @@ def build_graph(architecture: str, weights: Weights, config: ModelConfig, settin
         settings: the task's own.
     """
     graph = Graph(weights)
-    hidden = _encoder(graph, config, first_only=_first_is_enough(architecture, settings))
-    outputs = _HEADS[architecture](graph, hidden, config, settings)
+    head = _HEADS[architecture]
+    hidden = _encoder(graph, config, first_only=head.reads_first_only(settings))
+    outputs = head.add(graph, hidden, config, settings)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     body = helper.make_graph(graph.nodes, architecture, inputs, results, list(graph.constants.values()))
@@ -87,13 +88,6 @@ def build_graph(architecture: str, weights: Weights, config: ModelConfig, settin
     )
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _first_is_enough(architecture: str, settings: Config) -> bool:
-    """Whether the head reads nothing but the first token."""
-    if isinstance(settings, EmbedSettings):
-        return settings.pooling == "cls"
-    return architecture == "BertForSequenceClassification"
 
 
 def _encoder(graph: Graph, config: ModelConfig, *, first_only: bool) -> str:
@@ -240,10 +234,17 @@ def _mean_of_tokens(graph: Graph, hidden: str) -> str:
     return graph.op("Div", [summed, count], "pooling/Div_count")
 
 
-_HEADS: dict[str, Callable[[Graph, str, ModelConfig, Config], dict[str, list[Any]]]] = {
-    "BertForSequenceClassification": _classification,
-    "BertForTokenClassification": _token_classification,
-    "BertForPreTraining": _pretraining,
-    "BertForQuestionAnswering": _question_answering,
-    "BertModel": _sentence_vector,
+class _Head(NamedTuple):
+    """How a head is added to the encoder's states, and whether it reads those of the first token alone."""
+
+    add: Callable[[Graph, str, ModelConfig, Config], dict[str, list[Any]]]
+    reads_first_only: Callable[[Config], bool] = lambda settings: False
+
+
+_HEADS = {
+    "BertForSequenceClassification": _Head(_classification, lambda settings: True),
+    "BertForTokenClassification": _Head(_token_classification),
+    "BertForPreTraining": _Head(_pretraining),
+    "BertForQuestionAnswering": _Head(_question_answering),
+    "BertModel": _Head(_sentence_vector, lambda settings: cast(EmbedSettings, settings).pooling == "cls"),
 }

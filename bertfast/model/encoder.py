@@ -242,6 +242,7 @@ class BertModel(nn.Module):
         most of its work. `position_ids`, `cu_seqlens` and `max_seqlen` are a packed batch's (see
         `bertfast.text.batch.Packing`), of which all states are needed.
         """
+        assert cu_seqlens is None or not first_only
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if cu_seqlens is None:

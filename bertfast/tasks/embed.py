@@ -251,6 +251,7 @@ EMBED = Task(
     losses=losses,
     correct=correct,
     counts=counts,
+    of_the_weights=("pooling", "normalize"),
     furnish=furnish,
     distill=distill,
 )

@@ -152,6 +152,7 @@ RERANK = Task(
     losses=losses,
     correct=correct,
     counts=counts,
+    of_the_weights=("activation",),
     furnish=furnish,
     distill=same_numbers,
 )

@@ -89,6 +89,7 @@ class Task:
         distill: the losses of a student's outputs by a teacher's, with the targets and a temperature; summed, and
             named, as `losses` is.
         tables: what `score` has no number for, as files of text by name, from the same answers and golds.
+        of_the_weights: the settings that go with weights; training further keeps those of the checkpoint.
         furnish: writes into a checkpoint's directory what other libraries look for there beside the weights.
     """
 
@@ -115,6 +116,7 @@ class Task:
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
     counts: Callable[[Targets], Mapping[str, float]]
     max_length: int = 128
+    of_the_weights: tuple[str, ...] = ()
     problem: str | None = None
     tables: Callable[[Sequence[Answer], Sequence[Any]], Mapping[str, str]] = no_tables
     furnish: Callable[[Path, ModelConfig, Context], None] = nothing_more

@@ -56,8 +56,8 @@ def keep_freed_memory() -> None:
     small step (benchmarks/LOG.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
+    # Older glibc takes no more than 32 MiB, and a trim threshold alone would switch off what it adapts by itself.
+    if mallopt and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 

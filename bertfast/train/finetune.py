@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -34,21 +34,9 @@ from bertfast.train.publish import publish
 from bertfast.train.report import RUN_PANELS, Panel, report_run
 from bertfast.train.selection import criterion_of, quoted
 from bertfast.train.state import RunDirectory
-from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary
+from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary, tokens_in_use
 
 CURVES_FROM_S = 60  # drawing them takes a second or two, and many a run not much more
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from and is judged by."""
-
-    train: Sequence[Example]
-    dev: Sequence[Example]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"train": _digest(self.train), "dev": _digest(self.dev)}
 
 
 class FinetuneSource:
@@ -109,59 +97,108 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Fine-tune `start` and publish the checkpoint at `out`; returns the evaluation of the last epoch on dev.
+    """Fine-tune `start` and publish the checkpoint at `out`; returns the evaluation on dev of what is published.
 
     Args:
-        task_settings: the task's own settings; what is left out is as in `start` where that serves the same task, has
+        task_settings: the task's own settings; what is left out is as the weights of `start` need it, has
             its default or is learnt from the examples.
         teacher: a checkpoint that answers the same task; the model learns from its answers too.
         from_scratch: keep the shape and the tokenizer of `start` but not its weights (to see what they are worth).
     """
     _refuse_what_cannot_run(start, config)
-    inherited = start.task_settings if start.task == task.name else {}
-    settings = task.settings.parse({**inherited, **(task_settings or {})}, "task settings")
-    data = Data(*(task.read(file, columns or Columns(), settings, True) for file in (train_file, dev_file)))
-    _refuse_other_questions(data, train_file, dev_file)
-    settings = task.settle(settings, data.train)
-    context = Context(start.tokenizer, task.labels(data.train), config.max_length, settings)
-    task.refuse(data.dev, context.labels)
+    lesson = _prepare(start, task, (train_file, dev_file), config, task_settings or {}, columns or Columns())
+    context, features = lesson.context, lesson.features
     if teacher is not None:
         refuse_other_teacher(teacher, task, context)
-    features = task.features(data.train, context)
-    exam = set_exam(task, data.dev, context)
     steps = total_steps(steps_per_epoch(features, config), config)
     config = resolve(config, steps)
-    identity = {**config.model_dump(), "task": settings.model_dump(), "start": start.sha256}
     parents = {"start": start.sha256} | ({"teacher": teacher.sha256} if teacher else {})
-    identity |= {
+    identity = _identity(start, task, lesson, config) | {
         "teacher": parents.get("teacher"),
         "from_scratch": from_scratch,
-        "labels": list(context.labels),
-        **data.identity,
     }
     run = RunDirectory(out, identity)
     if resume and not overwrite and (ended := run.result()) is not None:
         return ended
     with run.begun(resume=resume, overwrite=overwrite):
         model = _student(start, task, context, config, from_scratch=from_scratch)
-        in_use = restrict_vocabulary(model, _sequences_in_use(config, features, exam, context))
-        if config.freeze_layers is not None:
-            freeze(model, config.freeze_layers)
+        in_use = restrict_vocabulary(model, lesson.tokens)
         learnt = task
         if teacher is not None:
             teaching = load_teacher(teacher, task).to(config.device)
-            restrict_vocabulary(teaching, _sequences_in_use(config, features, exam, context))
+            restrict_vocabulary(teaching, lesson.tokens)
             learnt = distilled(task, teaching, config)
-        source = FinetuneSource(in_use.features(features), in_use.row_of(start.tokenizer.pad_id), config)
-        evaluate = partial(_evaluate, exam=exam, in_use=in_use, logs=run.logs)
+        source = FinetuneSource(in_use.features(features), int(in_use.rows(context.tokenizer.pad_id)), config)
+        evaluate = partial(_evaluate, exam=lesson.exam, in_use=in_use, logs=run.logs)
         criterion = criterion_of(config, f"dev_{task.metric}")
-        result = fit(model, learnt, settings, source, config, run, evaluate, criterion=criterion)
+        result = fit(model, learnt, context.settings, source, config, run, evaluate, criterion=criterion)
         result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
-        weights = in_use.weights(model, config, int(result.get("best_step", result["steps"])), steps)
         shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
         _report(run, task, result, config, steps)
-        publish(run, weights, shape, task, context, parents, result, overwrite=overwrite)
+        publish(run, in_use.weights(model), shape, task, context, parents, result, overwrite=overwrite)
     return result
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The examples of a run as the model reads them.
+
+    Attributes:
+        tokens: int64, the tokens that they hold.
+        digests: identities of the files' examples.
+    """
+
+    context: Context
+    features: Features
+    exam: Exam
+    tokens: Int64
+    digests: Mapping[str, str]
+
+
+def _prepare(
+    start: Checkpoint,
+    task: Task,
+    files: tuple[Path, Path],
+    config: FinetuneConfig,
+    task_settings: Mapping[str, Any],
+    columns: Columns,
+) -> Lesson:
+    kept = task.of_the_weights if start.task == task.name else ()
+    inherited = {name: start.task_settings[name] for name in kept if name in start.task_settings}
+    settings = task.settings.parse({**inherited, **task_settings}, "task settings")
+    train, dev = (task.read(file, columns, settings, True) for file in files)
+    _refuse_other_questions(train, dev, files)
+    settings = task.settle(settings, train)
+    context = Context(start.tokenizer, task.labels(train), config.max_length, settings)
+    task.refuse(dev, context.labels)
+    features, exam = task.features(train, context), set_exam(task, dev, context)
+    tokens = _tokens_met(start, config, features, exam)
+    return Lesson(context, features, exam, tokens, {"train": _digest(train), "dev": _digest(dev)})
+
+
+def _tokens_met(start: Checkpoint, config: FinetuneConfig, features: Features, exam: Exam) -> Int64:
+    """All tokens that the run meets; with LAMB, whose step depends on the norm of a whole tensor, all there are."""
+    if config.optimizer == "lamb":
+        return np.arange(start.config.vocab_size)
+    met = (sequence.input_ids for sequence in chain(*features.sequences, *exam.encoded))
+    return tokens_in_use(chain([[start.tokenizer.pad_id]], met), start.config.vocab_size)
+
+
+def _identity(start: Checkpoint, task: Task, lesson: Lesson, config: FinetuneConfig) -> dict[str, Any]:
+    """What must be the same for a run to go on; the tokens stand for the tokenizer."""
+    identity = {
+        **config.model_dump(),
+        **lesson.digests,
+        "task_name": task.name,
+        "task": lesson.context.settings.model_dump(),
+        "labels": list(lesson.context.labels),
+        "start": start.sha256,
+        "model": start.config.model_dump(),
+        "tokens": hashlib.sha256(lesson.tokens.tobytes()).hexdigest(),
+    }
+    if criterion_of(config, task.metric) is not None:  # evaluations then decide what is published
+        identity["selects_every_steps"] = config.evaluate_every_steps
+    return identity
 
 
 def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: FinetuneConfig, steps: int) -> None:
@@ -191,6 +228,13 @@ def _student(
     if not from_scratch:
         load_weights(model, start.path, encoder_only=start.task != task.name or start.labels != context.labels)
     keep_layers(model, _num_layers(start, config))
+    if config.freeze_layers is not None:
+        freeze(model, config.freeze_layers)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(
+                f"freeze_layers {config.freeze_layers} leaves nothing to train: '{task.name}' has no parameters above "
+                f"the layers. Pass --set freeze_layers={config.freeze_layers - 1} or less."
+            )
     return model
 
 
@@ -232,16 +276,6 @@ def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse, logs: Pa
     return {f"dev_{name}": value for name, value in metrics.items()}
 
 
-def _sequences_in_use(
-    config: FinetuneConfig, features: Features, exam: Exam, context: Context
-) -> Iterable[Sequence[int]]:
-    """All token ids that the run meets; with LAMB, whose step depends on the norm of a whole tensor, all there are."""
-    if config.optimizer == "lamb":
-        return [range(context.tokenizer.vocab_size)]
-    met = chain(*features.sequences, *exam.encoded)
-    return chain([[context.tokenizer.pad_id]], (sequence.input_ids for sequence in met))
-
-
 def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("fine-tuning runs in one process, and torchrun started several. Start it without torchrun.")
@@ -262,12 +296,14 @@ def _refuse_what_cannot_run(start: Checkpoint, config: FinetuneConfig) -> None:
             raise ConfigError(f"{name} {wanted} exceeds the {there} layers of the model. Pass --set {name}={there}.")
 
 
-def _refuse_other_questions(data: Data, train_file: Path, dev_file: Path) -> None:
-    train, dev = (
-        " and ".join(name for name in examples[0].request if name != "id") for examples in (data.train, data.dev)
+def _refuse_other_questions(train: Sequence[Example], dev: Sequence[Example], files: tuple[Path, Path]) -> None:
+    asked, asked_in_dev = (
+        " and ".join(name for name in examples[0].request if name != "id") for examples in (train, dev)
     )
-    if train != dev:
-        raise DataError(f"{train_file} asks about {train}, and {dev_file} about {dev}. Give both the same columns.")
+    if asked != asked_in_dev:
+        raise DataError(
+            f"{files[0]} asks about {asked}, and {files[1]} about {asked_in_dev}. Give both the same columns."
+        )
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -1,25 +1,24 @@
 """The part of the word embedding that a run can touch: the rest of its rows is neither trained nor moved about.
 
 A token that no example holds has no gradient, so AdamW leaves its row but for the weight decay. Half of the weights
-of a small BERT are such rows; without them a step has half of the optimiser's work.
+of a small BERT are such rows; without them a step has half of the optimiser's work. One row of ones stands for all of
+them: what training leaves of it is what it would leave of them.
 
 Shapes: V rows of the vocabulary, n of them in use, H hidden size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bertfast.config import TrainConfig
 from bertfast.text.batch import Batch, Features, Int64
 from bertfast.text.tokenizer import Encoded
-from bertfast.train.optimizer import learning_rate, rate_factors
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -29,46 +28,57 @@ class VocabularyInUse:
     """Which rows of the word embedding a run needs.
 
     Attributes:
-        tokens: int64 [n], ascending token ids; a token's place among them is its row in training.
+        tokens: int64 [n], ascending token ids; a token's place among them is its row in training. The row behind
+            them is that of ones, where there are other tokens.
         untouched: float32 [V, H], the embedding before training.
     """
 
     tokens: Int64
     untouched: Tensor
 
-    def row_of(self, token: int) -> int:
-        return int(np.searchsorted(self.tokens, token))
+    def rows(self, ids: npt.ArrayLike) -> Int64:
+        """The rows that stand for these token ids."""
+        rows = np.searchsorted(self.tokens, ids).astype(np.int64)
+        assert np.array_equal(self.tokens[rows], ids), "a token that was not said to be in use"
+        return rows
 
     def batch(self, batch: Batch) -> Batch:
         """The batch with rows in the place of token ids."""
-        return replace(batch, input_ids=np.searchsorted(self.tokens, batch.input_ids))
+        return replace(batch, input_ids=self.rows(batch.input_ids))
 
     def features(self, features: Features) -> Features:
         """The features with rows in the place of token ids."""
-        rows = [tuple(self._encoded(sequence) for sequence in item) for item in features.sequences]
-        return replace(features, sequences=rows)
+        items = [tuple(self._encoded(sequence) for sequence in item) for item in features.sequences]
+        return replace(features, sequences=items)
 
     def _encoded(self, sequence: Encoded) -> Encoded:
-        return replace(sequence, input_ids=np.searchsorted(self.tokens, sequence.input_ids).tolist())
+        return replace(sequence, input_ids=self.rows(sequence.input_ids).tolist())
 
-    def weights(self, model: nn.Module, config: TrainConfig, done: int, steps: int) -> dict[str, Tensor]:
-        """The model's weights after `done` of the run's `steps` steps, with the whole word embedding."""
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's weights with the whole word embedding."""
         weights = dict(model.state_dict())
-        share = rate_factors(model, config.layer_lr_decay).get(WORD_EMBEDDINGS, 0.0) * config.weight_decay
-        kept = math.prod(1 - share * learning_rate(step, steps, config) for step in range(done))
-        whole = self.untouched * kept
-        whole[torch.from_numpy(self.tokens)] = weights[WORD_EMBEDDINGS].float().cpu()
+        trained = weights[WORD_EMBEDDINGS].float().cpu()
+        whole = self.untouched * trained[-1]
+        whole[torch.from_numpy(self.tokens)] = trained[: len(self.tokens)]
         return weights | {WORD_EMBEDDINGS: whole}
 
 
-def restrict_vocabulary(model: nn.Module, sequences: Iterable[Sequence[int]]) -> VocabularyInUse:
-    """Cut the model's word embedding down to the token ids of these sequences."""
-    embedding = model.get_submodule("bert.embeddings.word_embeddings")
-    assert isinstance(embedding, nn.Embedding)
-    met = np.zeros(embedding.num_embeddings, bool)
+def tokens_in_use(sequences: Iterable[Sequence[int]], vocab_size: int) -> Int64:
+    """Ascending: the token ids of these sequences."""
+    met = np.zeros(vocab_size, bool)
     for sequence in sequences:
         met[sequence] = True
-    in_use = VocabularyInUse(np.flatnonzero(met), embedding.weight.detach().clone())
-    embedding.weight = nn.Parameter(in_use.untouched[torch.from_numpy(in_use.tokens)])
-    embedding.num_embeddings = len(in_use.tokens)
-    return in_use
+    return np.flatnonzero(met)
+
+
+def restrict_vocabulary(model: nn.Module, tokens: Int64) -> VocabularyInUse:
+    """Cut the model's word embedding down to these tokens."""
+    embedding = model.get_submodule("bert.embeddings.word_embeddings")
+    assert isinstance(embedding, nn.Embedding)
+    untouched = embedding.weight.detach().clone()
+    rows = untouched[torch.from_numpy(tokens)]
+    if len(tokens) < len(untouched):
+        rows = torch.cat([rows, torch.ones(1, rows.shape[1])])
+    embedding.weight = nn.Parameter(rows, requires_grad=embedding.weight.requires_grad)
+    embedding.num_embeddings = len(rows)
+    return VocabularyInUse(tokens, untouched)

@@ -47,7 +47,7 @@ def alike(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def teacher(pretrained: Path, row_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "teacher"
-    config = TINY_FINETUNE.model_copy(update={"epochs": 6, "learning_rate": 3e-3})
+    config = TINY_FINETUNE.model_copy(update={"epochs": 12, "learning_rate": 3e-3})
     finetune(open_checkpoint(pretrained), get_task("classify"), *row_files, out, config)
     return out
 

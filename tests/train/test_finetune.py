@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from bertfast.tasks import get_task
 from bertfast.text.batch import Features
 from bertfast.text.tokenizer import Encoded
 from bertfast.train.finetune import FinetuneSource, finetune
-from tests.conftest import TINY_FINETUNE, labelled_rows, write_rows
+from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_rows
 
 
 def source(count: int, **changes: int) -> FinetuneSource:
@@ -101,3 +102,55 @@ def test_truncated_rows_are_counted(pretrained: Path, tmp_path: Path) -> None:
     config = TINY_FINETUNE.model_copy(update={"max_steps": 1})
     result = finetune(open_checkpoint(pretrained), get_task("classify"), file, file, tmp_path / "m", config)
     assert result["train_truncated"] == 2
+
+
+def test_what_the_old_data_decided_is_decided_anew(pretrained: Path, tmp_path: Path) -> None:
+    """A reader that learnt from questions with answers learns from others that there may be none."""
+    answered = {"question": "What?", "context": "The river waits.", "answers": [{"text": "river", "answer_start": 4}]}
+    files = (
+        write_rows(tmp_path / "v1.jsonl", [answered] * 4),
+        write_rows(tmp_path / "v2.jsonl", [answered, answered | {"answers": []}]),
+    )
+    config, task = TINY_FINETUNE.model_copy(update={"max_steps": 1}), get_task("qa")
+    start = open_checkpoint(pretrained)
+    for file, expected in zip(files, (False, True), strict=True):
+        finetune(start, task, file, file, tmp_path / file.stem, config)
+        start = open_checkpoint(tmp_path / file.stem)
+        assert start.task_settings["no_answer"] is expected
+
+
+def test_pooling_stays_with_the_weights(pretrained: Path, tmp_path: Path) -> None:
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"text": f"river {i}", "pair": f"bridge {i}"} for i in range(8)])
+    config, task = TINY_FINETUNE.model_copy(update={"max_steps": 1}), get_task("embed")
+    cls = {"pooling": "cls", "scale": 5.0}
+    finetune(open_checkpoint(pretrained), task, pairs, pairs, tmp_path / "a", config, task_settings=cls)
+    finetune(open_checkpoint(tmp_path / "a"), task, pairs, pairs, tmp_path / "b", config)
+    settings = open_checkpoint(tmp_path / "b").task_settings
+    assert (settings["pooling"], settings["scale"]) == ("cls", 20.0)
+
+
+def test_freezing_everything_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"text": f"river {i}", "pair": f"bridge {i}"} for i in range(8)])
+    config = TINY_FINETUNE.model_copy(update={"freeze_layers": 2})
+    with pytest.raises(ConfigError, match="freeze_layers 2 leaves nothing to train.*freeze_layers=1"):
+        finetune(open_checkpoint(pretrained), get_task("embed"), pairs, pairs, tmp_path / "m", config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"evaluate_every_steps": 2}, "selects_every_steps"), ({}, "model"), ({"task": "multi-label"}, "dev")],
+)
+def test_a_run_goes_on_only_as_what_it_was(
+    pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], what: str
+) -> None:
+    start = open_checkpoint(pretrained)
+    config = TINY_FINETUNE.model_copy(update={"keep": "best", "evaluate_every_steps": 4})
+    with power_cut_after(6):
+        finetune(start, get_task("classify"), *row_files, tmp_path / "m", config)
+    if what == "model":
+        shape = start.config.model_copy(update={"layer_norm_eps": 1e-5})
+        start = dataclasses.replace(start, config=shape)
+    task = get_task(str(changes.get("task", "classify")))
+    config = config.model_copy(update={key: value for key, value in changes.items() if key != "task"})
+    with pytest.raises(ConfigError, match=f"was started with {what}"):
+        finetune(start, task, *row_files, tmp_path / "m", config, resume=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -197,8 +198,7 @@ def test_words_that_no_example_holds_are_those_of_the_best_step_too(
     config = settings(keep="best", weight_decay=0.5)
     judged(monkeypatch, [0.3, 0.9, 0.2])
     run(pretrained, row_files, tmp_path / "cut", config)
-    everything = [range(open_checkpoint(pretrained).config.vocab_size)]
-    monkeypatch.setattr(finetuning, "_sequences_in_use", lambda *_: everything)
+    monkeypatch.setattr(finetuning, "_tokens_met", lambda start, *_: np.arange(start.config.vocab_size))
     judged(monkeypatch, [0.3, 0.9, 0.2])
     assert run(pretrained, row_files, tmp_path / "whole", config)["best_step"] == 4
     cut, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
