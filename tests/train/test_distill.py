@@ -60,7 +60,7 @@ def test_a_student_learns_from_its_teacher_alone(
     names = sorted({row["label"] for row in rows})
     wrong = [row | {"label": names[(names.index(row["label"]) + 1) % 3]} for row in rows]
     files = write_rows(tmp_path / "wrong.jsonl", wrong), row_files[1]
-    changes: dict[str, object] = {"max_steps": 120, "learning_rate": 3e-3}
+    changes: dict[str, object] = {"max_steps": 240, "learning_rate": 3e-3}
     result = taught(pretrained, teacher, files, tmp_path / "student", distill_weight=1.0, **changes)
     assert result["dev_accuracy"] > 0.8
     misled = taught(pretrained, None, files, tmp_path / "misled", **changes)
