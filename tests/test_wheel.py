@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.startswith("bertfast") for name in names)
-    assert {"bertfast/cli.py", "bertfast/recipes/pretrain-base.toml"} <= set(names)
+    assert {"bertfast/cli/__init__.py", "bertfast/recipes/pretrain-base.toml"} <= set(names)
 
 
 @pytest.mark.timeout(900)
