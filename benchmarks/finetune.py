@@ -160,16 +160,16 @@ def peer_job(run: Run, *, grouped: bool) -> Row:
 
 
 def our_settings(data_set: DataSet) -> Row:
-    """What a `FinetuneConfig` says of the shared hyper-parameters, and of what the Trainer does by default."""
+    """The shared hyper-parameters and what the Trainer does by default, for a `FinetuneConfig`; dev is evaluated once."""
     same = {"learning_rate", "epochs", "max_length", "warmup_fraction", "weight_decay"}
     theirs = {"precision": "bf16", "adam_epsilon": TRAINERS_ADAM_EPSILON}
-    return data_set.model_dump(include=same) | {"global_batch_size": data_set.batch_size} | theirs
+    at_the_end = {"evaluate_every_steps": NEVER, "checkpoint_every_steps": NEVER}
+    return data_set.model_dump(include=same) | {"global_batch_size": data_set.batch_size} | theirs | at_the_end
 
 
 def our_command(run: Run, out: Path) -> list[str]:
     """`bertfast train` with the same hyper-parameters, evaluating once at the end."""
     settings = our_settings(run.data_set) | {"seed": run.seed, "threads": run.threads}
-    settings |= {"evaluate_every_steps": NEVER, "checkpoint_every_steps": NEVER}
     paths = {"--model": run.model, "--train": run.train, "--dev": run.dev, "--out": out}
     command = [sys.executable, "-m", "bertfast", "train", run.data_set.task]
     command += [str(word) for pair in paths.items() for word in pair]
