@@ -160,7 +160,7 @@ def peer_job(run: Run, *, grouped: bool) -> Row:
 
 
 def our_settings(data_set: DataSet) -> Row:
-    """The shared hyper-parameters and what the Trainer does by default, for a `FinetuneConfig`; dev is evaluated once."""
+    """A `FinetuneConfig`'s: the shared hyper-parameters, what the Trainer does by default, and dev at the end only."""
     same = {"learning_rate", "epochs", "max_length", "warmup_fraction", "weight_decay"}
     theirs = {"precision": "bf16", "adam_epsilon": TRAINERS_ADAM_EPSILON}
     at_the_end = {"evaluate_every_steps": NEVER, "checkpoint_every_steps": NEVER}

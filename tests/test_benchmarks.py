@@ -1,4 +1,4 @@
-"""benchmarks/finetune.py: what is asked of the two sides is the same, and no run is done twice."""
+"""benchmarks/: what is asked of all sides is the same, and no run is done twice or taken for another commit's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import finetune
+from benchmarks import distill, finetune, pretraining_helps
 from benchmarks.finetune import DataSet, Run, Source
 from benchmarks.peers.transformers.job import Job
 from bertfast.config import FinetuneConfig, read_settings
+from bertfast.model.weights import open_checkpoint
 
 SUITE = finetune.read_suite(finetune.SUITE)
 
@@ -232,6 +233,53 @@ def test_the_table_compares_with_the_better_peer(tiny_suite: dict[str, DataSet])
     assert row == (
         f"| tiny | accuracy | {spread} | {spread} | {spread} | 10.0 / 40.0 / 25.0 | 2.50 | 15.0 / 45.0 / 30.0 | 2.00 |"
     )
+
+
+def test_students_share_all_but_the_teacher(
+    tmp_path: Path, classifier: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, FinetuneConfig, Path | None]] = []
+
+    def fake(out: Path, files: object, config: FinetuneConfig, teacher: Path | None) -> dict[str, Any]:
+        asked.append((out.name, config, teacher))
+        return {"dev_accuracy": 0.5 + config.seed / 10, "train_s": 1.0, "steps": 3}
+
+    monkeypatch.setattr(distill, "train", fake)
+    monkeypatch.setattr(distill, "provenance", lambda: dict(measured))
+    options = argparse.Namespace(out=tmp_path, teacher=classifier, rows=9, seeds=[0, 1], threads=1)
+    runs = distill.measure(options, (tmp_path / "train", tmp_path / "dev"))
+    assert [name for name, _, _ in asked] == ["distilled0", "alone0", "distilled1", "alone1"]
+    assert [teacher for _, _, teacher in asked] == [classifier, None] * 2
+    assert asked[0][1] == asked[1][1]
+    assert {config.layers for _, config, _ in asked} == {3}
+    assert distill.summary(runs)["alone"] == pytest.approx({"mean": 0.55, "deviation": 0.1 / 2**0.5})
+    assert distill.measure(options, (tmp_path / "train", tmp_path / "dev")) == runs
+    assert len(asked) == 4
+
+
+def test_only_the_pretrained_run_begins_with_the_weights(
+    tiny_suite: dict[str, DataSet],
+    tmp_path: Path,
+    pretrained: Path,
+    measured: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, bool, int]] = []
+
+    def fake(start: object, out: Path, files: object, config: FinetuneConfig, *, from_scratch: bool) -> dict[str, Any]:
+        asked.append((out.name, from_scratch, config.max_length))
+        return {"dev_accuracy": 0.5, "train_s": 1.0, "steps": 3}
+
+    monkeypatch.setattr(pretraining_helps, "train", fake)
+    monkeypatch.setattr(pretraining_helps, "provenance", lambda: dict(measured))
+    long = tiny_suite["tiny"].model_copy(update={"max_length": 4096})
+    monkeypatch.setattr(pretraining_helps, "read_suite", lambda path: {"nli": long})
+    options = argparse.Namespace(data=tmp_path, model=pretrained, out=tmp_path, rows=None, seeds=[3], threads=1)
+    runs = pretraining_helps.measure(options)
+    positions = open_checkpoint(pretrained).config.max_position_embeddings
+    assert asked == [("pretrained3", False, positions), ("from_scratch3", True, positions)]
+    assert pretraining_helps.measure(options) == runs
+    assert len(asked) == 2
 
 
 @pytest.mark.data
