@@ -181,4 +181,6 @@ def _finetune(
     if seeds is None:
         print_json({"checkpoint": str(out), **run(chosen.seed, out)})
     else:
-        print_json(run_seeds(run, parse_seeds(seeds, chosen.seed), out, f"dev_{record.metric}"))
+        print_json(
+            run_seeds(run, parse_seeds(seeds, chosen.seed if "seed" in values else None), out, f"dev_{record.metric}")
+        )
