@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class BenchPlan:
         limit: how many of them, spread over the file; all where it is None.
         backends: names to measure; all that are installed where it is empty.
         single_stream_rows: how many requests the single-stream scenario sends one at a time in a repeat.
+        settings: the task's settings that are to be others than the artefacts'.
     """
 
     artefacts: Sequence[Path]
@@ -46,6 +47,7 @@ class BenchPlan:
     repeats: int = 5
     threads: int | None = None
     single_stream_rows: int = 100
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +77,7 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     """
     artifact.refuse_existing(out, "report", overwrite)
     require_reporting()
-    models = [open_served(path) for path in plan.artefacts]
+    models = [open_served(path, plan.settings) for path in plan.artefacts]
     task = _same_task(models)
     examples = task.read(plan.data, plan.columns, models[0].context.settings, False)
     examples = [examples[i] for i in spread(len(examples), plan.limit)] if plan.limit else examples
@@ -118,7 +120,7 @@ def _start(plan: BenchPlan, models: Sequence[ServedModel], examples: Sequence[Ex
             alone = len([other for other in models if other.kind == model.kind]) == 1
             name = backend if alone else f"{model.path.name} {backend}"
             name += f" ({number})" if name in {item.name for item in running} else ""
-            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows)
+            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows, plan.settings)
             running.append(_Running(model, backend, name, Worker(candidate)))
     if not running:
         wanted = ", ".join(plan.backends) or "any backend"

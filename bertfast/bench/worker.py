@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +30,7 @@ class Candidate:
     requests: Sequence[Request]
     threads: int | None
     single_stream_rows: int
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Bench:
 
     def load(self) -> Loaded:
         start_s = time.perf_counter()
-        model = open_served(self.candidate.artefact)
+        model = open_served(self.candidate.artefact, self.candidate.settings)
         backend = open_backend(model, self.candidate.backend, threads=self.candidate.threads)
         loaded_s = time.perf_counter()
         self.predictor = Predictor(model, backend)
