@@ -355,6 +355,13 @@ def test_predict_reads_what_its_task_reads(exported: Path, tmp_path: Path) -> No
     assert "hub:owner/name: is not of the form hub:OWNER/NAME[/CONFIG][:SPLIT]" in missing.stderr
 
 
+def test_vectors_are_printed_as_lists(encoder: Path) -> None:
+    done = bertfast("predict", encoder, stdin='{"text": "a"}\n{"text": "a", "pair": "The river."}\n')
+    text, pair = map(json.loads, done.stdout.splitlines())
+    assert text["embedding"] == pytest.approx(pair["embedding"], abs=1e-6)
+    assert len(pair["pair_embedding"]) == 32
+
+
 def test_settings_of_the_task_can_be_others_than_in_training(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ from bertfast.errors import BertfastError, ConfigError
 
 if TYPE_CHECKING:
     from bertfast.backends import ServedModel
+    from bertfast.tasks import Answer
     from bertfast.text.labelled import Columns, Request
 
 __all__ = ["app", "main"]
@@ -214,7 +215,7 @@ def predict(
                 said |= predictions(window, answers, said)
                 continue
             for request, answer in zip(window, answers, strict=True):
-                sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
+                sink.write(_json_line(({"id": request["id"]} if "id" in request else {}) | answer))
             sink.flush()
         if squad:
             sink.write(json.dumps(said, ensure_ascii=False) + "\n")
@@ -224,6 +225,10 @@ def predict(
             "questions to task.max_query_length or half of the model's.",
             highlight=False,
         )
+
+
+def _json_line(answer: Answer) -> str:
+    return json.dumps(answer, default=lambda vector: vector.tolist()) + "\n"
 
 
 def _requests(name: str, columns: Columns, model: ServedModel) -> Iterator[Request]:

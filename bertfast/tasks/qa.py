@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -244,7 +245,7 @@ def features(examples: Sequence[Example], context: Context) -> Features:
     for example, windows in zip(examples, encode([example.request for example in examples], context), strict=True):
         found = _places(example.gold, windows)
         left_out += not found
-        sequences += [(window,) for window in windows[: len(found)]]
+        sequences += [(replace(window, offsets=None),) for window in windows[: len(found)]]
         places += found
     if left_out:
         warnings.warn(

@@ -254,6 +254,7 @@ def test_unanswerable_questions_point_at_cls_and_those_without_a_place_are_left_
         features = QA.features(examples, context_of())
     assert features.targets["start_positions"].tolist() == [0, 4]
     assert features.targets["end_positions"].tolist() == [0, 4]
+    assert [window.offsets for (window,) in features.sequences] == [None, None]
     with (
         pytest.warns(UserWarning, match="1 of 1 questions"),
         pytest.raises(DataError, match="no question has an answer with a known place"),
