@@ -5,8 +5,9 @@
 
 For every data set of suites/finetune.toml and every seed, ours and the peer, with random batches and with batches
 grouped by length, run one after another, each in a process of its own; who begins changes from seed to seed. `train_s`
-is the training loop alone on all sides, without evaluation, and `process_s` the whole process. Every run is written as
-it comes; started again, the script runs what is missing: a run counts as there only if its settings are today's.
+is the training loop alone on all sides, without evaluation, and `process_s` the whole process. A peer that took other
+numbers of steps and windows than ours ends the script. Every run is written as it comes; started again, the script runs
+what is missing: a run counts as there only if it has today's settings, on this commit and this hardware.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
-from provenance import commit, minilm
+from provenance import Row, minilm, provenance, run_once
 from pydantic import Field
 
 from bertfast import artifact
 from bertfast.config import Config
+from bertfast.model.weights import open_checkpoint
+from bertfast.tasks import Context, get_task
+from bertfast.text.labelled import Columns
 
 HERE = Path(__file__).parent
 SUITE = HERE / "suites" / "finetune.toml"
@@ -41,8 +45,6 @@ PEER = HERE / "peers" / "transformers"
 SAMPLE_SEED = 0
 TRAINERS_ADAM_EPSILON = 1e-8
 NEVER = 1_000_000_000
-
-Row = dict[str, Any]
 
 
 class Source(Config):
@@ -157,13 +159,17 @@ def peer_job(run: Run, *, grouped: bool) -> Row:
     return shared | paths | {"seed": run.seed, "threads": run.threads, "group_by_length": grouped}
 
 
+def our_settings(data_set: DataSet) -> Row:
+    """A `FinetuneConfig`'s: the shared hyper-parameters, what the Trainer does by default, and dev at the end only."""
+    same = {"learning_rate", "epochs", "max_length", "warmup_fraction", "weight_decay"}
+    theirs = {"precision": "bf16", "adam_epsilon": TRAINERS_ADAM_EPSILON}
+    at_the_end = {"evaluate_every_steps": NEVER, "checkpoint_every_steps": NEVER}
+    return data_set.model_dump(include=same) | {"global_batch_size": data_set.batch_size} | theirs | at_the_end
+
+
 def our_command(run: Run, out: Path) -> list[str]:
     """`bertfast train` with the same hyper-parameters, evaluating once at the end."""
-    settings = run.data_set.model_dump(
-        include={"learning_rate", "epochs", "max_length", "warmup_fraction", "weight_decay"}
-    )
-    settings |= {"global_batch_size": run.data_set.batch_size, "seed": run.seed, "threads": run.threads}
-    settings |= {"adam_epsilon": TRAINERS_ADAM_EPSILON, "evaluate_every_steps": NEVER, "checkpoint_every_steps": NEVER}
+    settings = our_settings(run.data_set) | {"seed": run.seed, "threads": run.threads}
     paths = {"--model": run.model, "--train": run.train, "--dev": run.dev, "--out": out}
     command = [sys.executable, "-m", "bertfast", "train", run.data_set.task]
     command += [str(word) for pair in paths.items() for word in pair]
@@ -175,7 +181,24 @@ def run_ours(run: Run) -> Row:
         output, process_s = execute(our_command(run, Path(folder) / "out"), run.threads)
     result = json.loads(output)
     metrics = {name: result[f"dev_{name}"] for name in run.data_set.metrics}
-    return {"metrics": metrics, "train_s": result["train_s"], "process_s": process_s, "versions": artifact.libraries()}
+    return {
+        "metrics": metrics,
+        "train_s": result["train_s"],
+        "process_s": process_s,
+        "steps": result["steps"],
+        "windows": our_windows(run),
+        "versions": artifact.libraries(),
+    }
+
+
+def our_windows(run: Run) -> dict[str, int]:
+    """Sequences that are trained on and evaluated: one an example, of qa one a window of its context."""
+    task, tokenizer = get_task(run.data_set.task), open_checkpoint(run.model).tokenizer
+    settings = task.settings()
+    train, dev = (task.read(path, Columns(), settings, True) for path in (run.train, run.dev))
+    context = Context(tokenizer, task.labels(train), run.data_set.max_length, task.settle(settings, train))
+    encoded = task.encode([example.request for example in dev], context)
+    return {"train": len(task.features(train, context)), "dev": sum(map(len, encoded))}
 
 
 def run_peer(run: Run, *, grouped: bool) -> Row:
@@ -217,8 +240,7 @@ def turns(seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
 
 def measure(suite: dict[str, DataSet], options: argparse.Namespace) -> list[Row]:
     """Run what the results in `options.out` lack; returns all runs of this suite, seeds and threads."""
-    written: list[Row] = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else []
-    model, found = minilm(), []
+    model, measured, found = minilm(), provenance(), []
     for name, data_set in suite.items():
         folder = options.out.with_suffix(".data") / name
         train = prepare(data_set.train, options.data, folder / "train")
@@ -226,22 +248,20 @@ def measure(suite: dict[str, DataSet], options: argparse.Namespace) -> list[Row]
         for seed, system in turns(options.seeds):
             key = {"data_set": name, "system": system, "seed": seed, "threads": options.threads}
             key |= {"settings": data_set.model_dump(mode="json")}
-            row = next((row for row in written if key.items() <= row.items()), None)
-            if row is None:
-                row = key | SYSTEMS[system](Run(data_set, model, train, dev, seed, options.threads))
-                written.append(row | {"commit": commit()})
-                write_results(options.out, written)
+            run = Run(data_set, model, train, dev, seed, options.threads)
+            row = run_once(options.out, key, measured, partial(SYSTEMS[system], run))
             found.append(row)
             print(f"{name}, {system}, seed {seed}: {row['metrics']}, {row['train_s']:.1f} s", file=sys.stderr)
+            refuse_other_work([row for row in found if row["data_set"] == name])
     return found
 
 
-def write_results(out: Path, runs: Sequence[Row]) -> None:
-    """Replace the file in one step, so that a run that is killed loses nothing."""
-    partial_file = out.with_suffix(".partial")
-    text = json.dumps({"hardware": artifact.hardware(), "runs": runs}, indent=1)
-    partial_file.write_text(text + "\n", encoding="utf-8")
-    partial_file.replace(out)
+def refuse_other_work(runs: Sequence[Row]) -> None:
+    """Stop where runs of one data set differ in optimiser steps or in windows: their seconds cannot be compared."""
+    for name in ("steps", "windows"):
+        if any(run[name] != runs[0][name] for run in runs):
+            said = ", ".join(f"{run['system']} {run[name]}" for run in runs)
+            raise SystemExit(f"{runs[0]['data_set']}: the {name} differ: {said}. The systems must do the same work.")
 
 
 def table(suite: dict[str, DataSet], runs: Sequence[Row]) -> str:
@@ -280,7 +300,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     suite = read_suite(options.suite)
     suite = {name: suite[name] for name in options.only or suite}
     print(table(suite, measure(suite, options)))

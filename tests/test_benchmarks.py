@@ -1,4 +1,4 @@
-"""benchmarks/finetune.py: what is asked of the two sides is the same, and no run is done twice."""
+"""benchmarks/: what is asked of all sides is the same, and no run is done twice or taken for another commit's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import provenance
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import finetune
+from benchmarks import distill, finetune, pretraining_helps
 from benchmarks.finetune import DataSet, Run, Source
 from benchmarks.peers.transformers.job import Job
 from bertfast.config import FinetuneConfig, read_settings
+from bertfast.model.weights import open_checkpoint
 
 SUITE = finetune.read_suite(finetune.SUITE)
 
@@ -42,6 +44,8 @@ def test_both_sides_are_asked_the_same(name: str) -> None:
     assert theirs.pop("group_by_length") is True
     assert theirs == {key: ours[key] for key in theirs}
     assert theirs["learning_rate"] == SUITE[name].learning_rate
+    assert ours["precision"] == "bf16"
+    assert ours["adam_epsilon"] == 1e-8
 
 
 @given(count=st.integers(1, 300), wanted=st.integers(1, 300))
@@ -112,8 +116,21 @@ def tiny_suite(tmp_path: Path) -> dict[str, DataSet]:
     return {"tiny": DataSet(task="classify", metrics=("accuracy",), train=source, dev=source, **values)}
 
 
+WORK = {"metrics": {"accuracy": 0.5}, "train_s": 1.0, "process_s": 2.0, "steps": 3, "windows": {"train": 6, "dev": 2}}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What provenance.provenance() says, and the commit that is checked after each run; change it to go elsewhere."""
+    here = {"commit": "abc", "hardware": {"cpu": "a", "cores": 2}, "command": "python a.py", "libraries": {}}
+    monkeypatch.setattr(provenance, "commit", lambda: here["commit"])
+    monkeypatch.setattr(finetune, "provenance", lambda: dict(here))
+    monkeypatch.setattr(finetune, "minilm", lambda: Path("model"))
+    return here
+
+
 def test_a_run_that_is_there_is_not_run_again(
-    tiny_suite: dict[str, DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_suite: dict[str, DataSet], tmp_path: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[float, int]] = []
 
@@ -121,10 +138,9 @@ def test_a_run_that_is_there_is_not_run_again(
         asked.append((run.data_set.learning_rate, run.seed))
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return {"metrics": {"accuracy": 0.5}, "train_s": 1.0, "process_s": 2.0}
+        return WORK
 
     monkeypatch.setattr(finetune, "SYSTEMS", dict.fromkeys(finetune.SYSTEMS, fake))
-    monkeypatch.setattr(finetune, "minilm", lambda: Path("model"))
     options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], threads=2)
     with pytest.raises(KeyboardInterrupt):
         finetune.measure(tiny_suite, options)
@@ -134,6 +150,68 @@ def test_a_run_that_is_there_is_not_run_again(
     options.seeds = [0]
     finetune.measure(other, options)
     assert asked[7:] == [(2e-4, 0)] * 3
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"commit": "def"}, {"hardware": {"cpu": "a", "cores": 4}}, {"commit": "abc-dirty"}]
+)
+def test_a_run_from_elsewhere_is_made_again_and_stays_in_the_file(
+    elsewhere: dict[str, Any], tmp_path: Path, measured: dict[str, Any]
+) -> None:
+    out, made = tmp_path / "new" / "out.json", iter(range(9))
+
+    def made_now() -> int:
+        row: int = provenance.run_once(out, {"seed": 0}, measured, lambda: {"number": next(made)})["number"]
+        return row
+
+    assert [made_now(), made_now()] == [0, 0]
+    measured |= elsewhere
+    assert made_now() == 1
+    assert [row["commit"] for row in provenance.read_runs(out)] == ["abc", measured["commit"]]
+    assert [row["command"] for row in provenance.read_runs(out)] == ["python a.py"] * 2
+    assert made_now() == (2 if "-dirty" in measured["commit"] else 1)
+
+
+def test_a_run_during_which_the_commit_changed_is_not_kept(tmp_path: Path, measured: dict[str, Any]) -> None:
+    at_start = dict(measured)
+
+    def pull() -> dict[str, Any]:
+        measured["commit"] = "def"
+        return {}
+
+    with pytest.raises(SystemExit, match="abc became def"):
+        provenance.run_once(tmp_path / "out.json", {"seed": 0}, at_start, pull)
+    assert provenance.read_runs(tmp_path / "out.json") == []
+
+
+@pytest.mark.parametrize("other", [{"steps": 4}, {"windows": {"train": 6, "dev": 3}}])
+def test_systems_that_do_other_work_are_not_compared(
+    other: dict[str, Any],
+    tiny_suite: dict[str, DataSet],
+    tmp_path: Path,
+    measured: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = finetune.SYSTEMS
+    fakes = {first: lambda run: WORK, second: lambda run: WORK | other, third: lambda run: WORK}
+    monkeypatch.setattr(finetune, "SYSTEMS", fakes)
+    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0], threads=2)
+    with pytest.raises(SystemExit, match=f"tiny: the {next(iter(other))} differ"):
+        finetune.measure(tiny_suite, options)
+    assert len(provenance.read_runs(options.out)) == 2
+
+
+def test_our_windows_are_counted(tmp_path: Path, tiny_suite: dict[str, DataSet], pretrained: Path) -> None:
+    paragraph = {
+        "context": "the good film " * 20,
+        "qas": [{"id": str(i), "question": "the film", "answers": [{"text": "the", "answer_start": 0}]} for i in "ab"],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "a", "paragraphs": [paragraph]}]}))
+    asked = tiny_suite["tiny"].model_copy(update={"task": "qa"})
+    windows = finetune.our_windows(Run(asked, pretrained, path, path, seed=0, threads=1))
+    assert windows["train"] == windows["dev"] > 2
+    assert windows["dev"] % 2 == 0
 
 
 def test_the_table_compares_with_the_better_peer(tiny_suite: dict[str, DataSet]) -> None:
@@ -155,6 +233,53 @@ def test_the_table_compares_with_the_better_peer(tiny_suite: dict[str, DataSet])
     assert row == (
         f"| tiny | accuracy | {spread} | {spread} | {spread} | 10.0 / 40.0 / 25.0 | 2.50 | 15.0 / 45.0 / 30.0 | 2.00 |"
     )
+
+
+def test_students_share_all_but_the_teacher(
+    tmp_path: Path, classifier: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, FinetuneConfig, Path | None]] = []
+
+    def fake(out: Path, files: object, config: FinetuneConfig, teacher: Path | None) -> dict[str, Any]:
+        asked.append((out.name, config, teacher))
+        return {"dev_accuracy": 0.5 + config.seed / 10, "train_s": 1.0, "steps": 3}
+
+    monkeypatch.setattr(distill, "train", fake)
+    monkeypatch.setattr(distill, "provenance", lambda: dict(measured))
+    options = argparse.Namespace(out=tmp_path, teacher=classifier, rows=9, seeds=[0, 1], threads=1)
+    runs = distill.measure(options, (tmp_path / "train", tmp_path / "dev"))
+    assert [name for name, _, _ in asked] == ["distilled0", "alone0", "distilled1", "alone1"]
+    assert [teacher for _, _, teacher in asked] == [classifier, None] * 2
+    assert asked[0][1] == asked[1][1]
+    assert {config.layers for _, config, _ in asked} == {3}
+    assert distill.summary(runs)["alone"] == pytest.approx({"mean": 0.55, "deviation": 0.1 / 2**0.5})
+    assert distill.measure(options, (tmp_path / "train", tmp_path / "dev")) == runs
+    assert len(asked) == 4
+
+
+def test_only_the_pretrained_run_begins_with_the_weights(
+    tiny_suite: dict[str, DataSet],
+    tmp_path: Path,
+    pretrained: Path,
+    measured: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, bool, int]] = []
+
+    def fake(start: object, out: Path, files: object, config: FinetuneConfig, *, from_scratch: bool) -> dict[str, Any]:
+        asked.append((out.name, from_scratch, config.max_length))
+        return {"dev_accuracy": 0.5, "train_s": 1.0, "steps": 3}
+
+    monkeypatch.setattr(pretraining_helps, "train", fake)
+    monkeypatch.setattr(pretraining_helps, "provenance", lambda: dict(measured))
+    long = tiny_suite["tiny"].model_copy(update={"max_length": 4096})
+    monkeypatch.setattr(pretraining_helps, "read_suite", lambda path: {"nli": long})
+    options = argparse.Namespace(data=tmp_path, model=pretrained, out=tmp_path, rows=None, seeds=[3], threads=1)
+    runs = pretraining_helps.measure(options)
+    positions = open_checkpoint(pretrained).config.max_position_embeddings
+    assert asked == [("pretrained3", False, positions), ("from_scratch3", True, positions)]
+    assert pretraining_helps.measure(options) == runs
+    assert len(asked) == 2
 
 
 @pytest.mark.data

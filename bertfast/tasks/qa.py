@@ -249,8 +249,8 @@ def features(examples: Sequence[Example], context: Context) -> Features:
         places += found
     if left_out:
         warnings.warn(
-            f"{left_out} of {len(examples)} questions are left out of training: their context holds no words, or it "
-            "is not known where their answer stands.",
+            f"{left_out} of {len(examples)} questions are left out of training: their context holds no words, their "
+            "answer is longer than a window's share of it, or it is not known where it stands.",
             stacklevel=2,
         )
     if not sequences:
@@ -278,6 +278,8 @@ def _places(gold: Sequence[Span], windows: Sequence[Encoded]) -> list[tuple[int,
         for rows, tokens in zip(offsets, touched, strict=True)
     ]
     whole = (min(start for start, _ in extents), max(end for _, end in extents))
+    if whole not in extents:  # it is longer than any window, which is no reason to teach that there is none
+        return []
     return [
         (int(tokens[0]), int(tokens[-1])) if extent == whole else (0, 0)
         for tokens, extent in zip(touched, extents, strict=True)

@@ -117,5 +117,6 @@ def _with_a_choice(scores: Floats, grades: Floats, queries: Sequence[str]) -> It
     for row, query in enumerate(queries):
         rows[query].append(row)
     for group in rows.values():
-        if len(group) > 1 and (grades[group] >= RELEVANT).any():
+        relevant = grades[group] >= RELEVANT
+        if relevant.any() and not relevant.all():  # else every order is the right one, or none is
             yield scores[group], grades[group]

@@ -57,7 +57,7 @@ def settle(settings: Config, examples: Sequence[Example]) -> Config:
     assert isinstance(settings, RegressSettings)
     golds = np.array([example.gold for example in examples], np.float64)
     spread = float(golds.std())
-    if spread == 0:
+    if np.ptp(golds) == 0:
         raise DataError(f"all {len(golds)} training labels are {golds[0]:g}, so there is nothing to tell apart.")
     if not _NARROW <= spread <= _WIDE:
         warnings.warn(

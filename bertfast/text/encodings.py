@@ -33,7 +33,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             return decode_utf8(source, number, raw)
         except DataError:
-            if b"\0" in raw:
+            if b"\0" in raw or not raw.decode("utf-8", "ignore").isascii():  # UTF-8 after all, but damaged
                 raise
         text = _windows_1252(source, number, raw)
         if not warned:

@@ -195,7 +195,12 @@ def _find_columns(
     path: Path, present: list[str], wanted: Columns, labels_needed: bool, usual_labels: Sequence[str]
 ) -> Columns:
     usual_text, usual_pair = next(
-        (pair for pair in PAIR_NAMES if set(pair) <= set(present) and wanted.text in (None, pair[0])), (None, None)
+        (
+            pair
+            for pair in PAIR_NAMES
+            if set(pair) <= set(present) and wanted.text in (None, pair[0]) and wanted.label not in pair
+        ),
+        (None, None),
     )
     text = _column(path, present, wanted.text or usual_text, TEXT_NAMES, "--text-column")
     pair = _column(path, present, wanted.pair or usual_pair, (), "--pair-column", needed=False)
@@ -244,17 +249,20 @@ def _text(where: str, row: Row, name: str) -> str:
     if value is None:
         raise DataError(f"{where} has no '{name}'.")
     if not isinstance(value, str):
-        raise DataError(f"{where}: '{name}' is {type(value).__name__}, and text is needed.")
+        raise DataError(
+            f"{where}: '{name}' is {type(value).__name__}, and text is needed. Write it in quotes, or name another "
+            "column."
+        )
     return value
 
 
 def _gold(where: str, row: Row, name: str, gold: Callable[[object], Any]) -> Any:
     try:
-        value = gold(row.get(name))
+        value = gold(row[name]) if name in row else None
     except ValueError as error:
         raise DataError(f"{where}: '{name}' is {row.get(name)!r}, and {error} is needed.") from None
     if value is None:
-        raise DataError(f"{where} has no '{name}'.")
+        raise DataError(f"{where} has no '{name}'. Give every row its label, or leave the row out.")
     return value
 
 

@@ -103,7 +103,7 @@ def test_neither_neighbours_nor_their_order_nor_padding_change_scores(
         (
             "a.jsonl",
             '{"text": "x", "labels": ["b", "a", "a"]}\n{"text": "y", "labels": []}\n'
-            '{"text": "z", "labels": null}\n{"text": "z"}\n',
+            '{"text": "z", "labels": null}\n{"text": "z", "labels": ""}\n',
             {},
         ),
         ("a.csv", 'text,labels\nx,"b, a"\ny,\nz,\nz," "\n', {}),
@@ -123,6 +123,9 @@ def test_what_is_wrong_with_labels_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "labels": ["a", " "]}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1: 'labels' is \['a', ' '\], and a list without empty labels"):
         MULTI_LABEL.read(tmp_path / "a.jsonl", Columns(), MultiLabelSettings(), True)
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "labels": ["a"]}\n{"text": "y", "lables": ["b"]}\n')
+    with pytest.raises(DataError, match=r"b.jsonl:2 has no 'labels'"):
+        MULTI_LABEL.read(tmp_path / "b.jsonl", Columns(), MultiLabelSettings(), True)
     with pytest.raises(DataError, match="none of the 1 training rows carries a label"):
         MULTI_LABEL.labels([Example({"text": "x"}, ())])
     with pytest.raises(DataError, match=r"dev:3 has the label 'natur'.*Did you mean 'nature'"):

@@ -102,3 +102,7 @@ def test_correlations_with_grades() -> None:
 
 def test_a_vector_of_zeros_stays_finite() -> None:
     assert unit(np.zeros((1, 3))).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_a_query_without_a_wrong_candidate_is_no_choice() -> None:
+    assert grouped_rankings([0.1, 0.2], [1.0, 1.0], ["a", "a"]) == {}

@@ -72,6 +72,8 @@ def test_it_begins_at_the_mean_of_the_labels(pretrained: Path) -> None:
 def test_labels_that_a_model_cannot_learn_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="all 2 training labels are 3, so there is nothing to tell apart"):
         REGRESS.settle(RegressSettings(), examples(3, 3))
+    with pytest.raises(DataError, match="all 3 training labels are 0.1"):
+        REGRESS.settle(RegressSettings(), examples(0.1, 0.1, 0.1))
     with pytest.warns(UserWarning, match=r"spread by 500 around 500.*Divide the labels by 5e\+02"):
         REGRESS.settle(RegressSettings(), examples(0, 1000))
 

@@ -45,6 +45,7 @@ def test_windows_1252_is_named_once_with_what_was_read(tmp_path: Path) -> None:
     ("raw", "message"),
     [
         (b"ok\n\x81\x82\n", r"a.tsv:2 is neither UTF-8 nor Windows-1252 \(byte 0x81 at column 1\).*iconv"),
+        ("caf\u00e9 ".encode() + b"\xe9\n", r"a.tsv:1 is not UTF-8 \(byte 0xe9"),
         ("ok".encode("utf-16-le"), "a.tsv:1 holds a NUL byte: it is a binary file or UTF-16"),
         (codecs.BOM_UTF16_LE + b"a\0\0\xd8b\0", "a.tsv begins as UTF-16 and is not"),
     ],

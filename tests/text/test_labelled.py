@@ -79,6 +79,12 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     assert questions(read_examples(file, named)) == [({"text": "hello"}, "greet")]
 
 
+def test_the_label_is_never_read_as_the_second_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "question,answer\nwho,me\nwhen,now\n")
+    examples = read_examples(file, Columns(label="answer"))
+    assert [(row.request, row.gold) for row in examples] == [({"text": "who"}, "me"), ({"text": "when"}, "now")]
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     [

@@ -15,7 +15,7 @@ import re
 import string
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    BatchEncoding,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
@@ -43,7 +44,8 @@ from transformers import (
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 IGNORE_INDEX = -100
-DOC_STRIDE = 128
+DOC_STRIDE = 128  # by which windows move on, as bertfast counts it
+MAX_QUESTION_TOKENS = 64
 MAX_ANSWER_TOKENS = 30
 EVALUATION_BATCH = 64
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "scikit-learn", "seqeval")
@@ -163,22 +165,41 @@ def answer(job: Job, tokenizer: Any) -> Prepared:
     )
 
 
-def encode_windows(rows: Sequence[dict[str, Any]], tokenizer: Any, job: Job) -> Any:
-    return tokenizer(
-        [row["question"].strip() for row in rows],
-        [row["context"] for row in rows],
-        truncation="only_second",
-        max_length=job.max_length,
-        stride=min(DOC_STRIDE, job.max_length // 2),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
+def encode_windows(rows: Sequence[dict[str, Any]], tokenizer: Any, job: Job) -> BatchEncoding:
+    """Windows that move on by DOC_STRIDE tokens, or by half of their room where that is less.
+
+    The tokenizer's `stride` is what two windows share. That depends on the question's length, so questions are
+    encoded together with those that are as long.
+    """
+    sizes = [len(ids) for ids in tokenizer([row["question"] for row in rows], add_special_tokens=False)["input_ids"]]
+    longest = min(MAX_QUESTION_TOKENS, (job.max_length - 3) // 2)
+    columns: dict[str, list[Any]] = defaultdict(list)
+    encodings = []
+    for size in sorted(set(sizes)):
+        if size > longest:
+            raise SystemExit(f"a question has {size} tokens, and {longest} are the most of which windows are alike.")
+        places = [place for place, found in enumerate(sizes) if found == size]
+        room = job.max_length - 3 - size
+        windows = tokenizer(
+            [rows[place]["question"] for place in places],
+            [rows[place]["context"] for place in places],
+            truncation="only_second",
+            max_length=job.max_length,
+            stride=room - min(DOC_STRIDE, max(1, room // 2)),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for name, values in windows.items():
+            columns[name] += values
+        columns["source"] += [places[place] for place in windows["overflow_to_sample_mapping"]]
+        encodings += windows.encodings
+    return BatchEncoding(columns, encodings)
 
 
 def answerable(rows: Sequence[dict[str, Any]], windows: Any) -> Dataset:
     """Windows with the first answer's tokens as targets; a window that lacks some of it points at [CLS]."""
     starts, ends = [], []
-    for number, source in enumerate(windows["overflow_to_sample_mapping"]):
+    for number, source in enumerate(windows["source"]):
         answers = rows[source]["answers"]
         first = answers["answer_start"][0]
         last = first + len(answers["text"][0]) - 1
@@ -194,7 +215,7 @@ def answerable(rows: Sequence[dict[str, Any]], windows: Any) -> Dataset:
 def best_answers(rows: Sequence[dict[str, Any]], windows: Any, starts: np.ndarray, ends: np.ndarray) -> list[str]:
     """For each question the span, over all its windows, whose start and end logits have the largest sum."""
     best = [(-np.inf, "")] * len(rows)
-    for number, source in enumerate(windows["overflow_to_sample_mapping"]):
+    for number, source in enumerate(windows["source"]):
         places = [place for place, part in enumerate(windows.sequence_ids(number)) if part == 1]
         if not places:
             continue
@@ -285,6 +306,7 @@ def run(job: Job) -> Result:
         "metrics": prepared.score(predictions),
         "train_s": output.metrics["train_runtime"],
         "steps": output.global_step,
+        "windows": {"train": len(prepared.train), "dev": len(prepared.dev)},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

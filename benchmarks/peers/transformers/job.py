@@ -31,9 +31,11 @@ class Job:
 
 
 class Result(TypedDict):
-    """What came of it: metrics of `dev` as fractions, by name; seconds in the training loop; optimiser steps."""
+    """What came of it: metrics of `dev` as fractions, by name; seconds in the training loop; optimiser steps;
+    the sequences of `train` and `dev`, which for `qa` are windows."""
 
     metrics: dict[str, float]
     train_s: float
     steps: int
+    windows: dict[str, int]
     versions: dict[str, str]
