@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Golden
+from bertfast.config import ModelConfig
+from bertfast.text.corpus import Corpus
+from bertfast.text.tokenizer import Tokenizer
+from tests.conftest import Golden, write_checkpoint
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
@@ -317,12 +320,71 @@ def test_doctor_names_what_is_there_and_what_to_install() -> None:
     assert "backends" in bertfast("doctor").stdout
 
 
-def test_references_to_the_hub_are_resolved(tmp_path: Path) -> None:
-    export = bertfast("export", "hub:owner/name@", "--out", tmp_path / "onnx")
+def test_references_to_the_hub_are_resolved(corpus: Corpus, tmp_path: Path) -> None:
+    model = "hub:owner/name@"
+    verbs = [
+        ("export", model, "--out", tmp_path / "onnx"),
+        ("predict", model),
+        ("bench", model, "--data", tmp_path, "--out", tmp_path / "report"),
+        ("train", "pretrain", "--model", model, "--corpus", corpus.path, "--out", tmp_path / "base"),
+    ]
+    for verb in verbs:
+        done = bertfast(*verb)
+        assert done.returncode == 2
+        assert "hub:owner/name@ is not of the form hub:OWNER/NAME[@REVISION]" in done.stderr, verb
     bench = bertfast("bench", tmp_path, "--data", "hub:owner/name:", "--out", tmp_path / "report")
-    assert (export.returncode, bench.returncode) == (2, 2)
-    assert "hub:owner/name@ is not of the form hub:OWNER/NAME[@REVISION]" in export.stderr
+    assert bench.returncode == 2
     assert "hub:owner/name: is not of the form hub:OWNER/NAME[/CONFIG][:SPLIT]" in bench.stderr
+
+
+def test_predict_reads_what_its_task_reads(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("split\tbody\tlabel\ntrain\tThe river.\ttool\ndev\tA bridge.\tsea\n")
+    (tmp_path / "rows.jsonl").write_text('{"body": "A bridge.", "label": "sea"}\n')
+    column = ("--text-column", "body")
+    answers = [
+        bertfast("predict", exported, stdin='{"text": "A bridge."}\n'),
+        bertfast("predict", exported, "--input", "rows.tsv:dev", *column, cwd=tmp_path),
+        bertfast("predict", exported, "--input", "rows.jsonl", *column, cwd=tmp_path),
+    ]
+    assert [done.stderr for done in answers] == ["", "", ""]
+    assert len({done.stdout for done in answers}) == 1
+    refused = bertfast("predict", exported, *column, stdin='{"text": "A bridge."}\n')
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--text-column is of a file, and standard input has requests" in refused.stderr
+    missing = bertfast("predict", exported, "--input", "hub:owner/name:", cwd=tmp_path)
+    assert "hub:owner/name: is not of the form hub:OWNER/NAME[/CONFIG][:SPLIT]" in missing.stderr
+
+
+def test_vectors_are_printed_as_lists(encoder: Path) -> None:
+    done = bertfast("predict", encoder, stdin='{"text": "a"}\n{"text": "a", "pair": "The river."}\n')
+    text, pair = map(json.loads, done.stdout.splitlines())
+    assert text["embedding"] == pytest.approx(pair["embedding"], abs=1e-6)
+    assert len(pair["pair_embedding"]) == 32
+
+
+def test_settings_of_the_task_can_be_others_than_in_training(
+    tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "finder", "qa", tiny_config, tokenizer, ())
+    question = '{"id": 1, "question": "' + "river " * 40 + '", "context": "The river waits."}\n'
+    plain = bertfast("predict", "finder", stdin=question, cwd=tmp_path)
+    (answer,) = map(json.loads, plain.stdout.splitlines())
+    assert set(answer) == {"id", "answer", "start", "end", "score", "truncated"}
+    assert "1 inputs were cut: texts to the model's 64 tokens, questions to task.max_query_length" in plain.stderr
+    never = ("--set=task.no_answer=true", "--set=task.null_threshold=-1e9")
+    assert json.loads(bertfast("predict", "finder", *never, stdin=question, cwd=tmp_path).stdout)["answer"] == ""
+    done = bertfast("export", "finder", "--out", "onnx", *never, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = bertfast("predict", "onnx", "--set=task.return_n_best=true", stdin=question, cwd=tmp_path)
+    assert json.loads(listed.stdout)["answer"] == ""
+    assert json.loads(listed.stdout)["n_best"]
+    for setting, message in (("seed=1", "Write --set task.KEY=VALUE"), ("task.stride=1", "Did you mean 'doc_stride'")):
+        done = bertfast("predict", "finder", "--set", setting, stdin=question, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+    twice = bertfast("predict", "finder", "--squad", stdin=question * 2, cwd=tmp_path)
+    assert (twice.returncode, twice.stdout) == (2, "")
+    assert "two questions have the id '1'. Give each question its own id." in twice.stderr
 
 
 def test_the_version_is_the_package_s() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bertfast.backends.protocol import Backend
 from bertfast.backends.registry import open_backend
-from bertfast.backends.served import ServedModel, open_served
+from bertfast.backends.served import AS_TRAINED, ServedModel, open_served
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Context, Outputs, Task
 from bertfast.text.batch import Batch, group_by_budget, pad
@@ -104,14 +104,23 @@ def answers(
     return found
 
 
-def load(path: str | Path, backend: str | None = None, *, threads: int | None = None) -> Predictor:
+def load(
+    path: str | Path,
+    backend: str | None = None,
+    *,
+    threads: int | None = None,
+    settings: Mapping[str, Any] = AS_TRAINED,
+) -> Predictor:
     """Open an artefact for prediction in a runtime, by default the preferred one that is installed.
 
+    Args:
+        settings: the task's settings that are to be others than the artefact's, such as `{"return_n_best": True}`.
     Raises:
         ArtifactError: it is not an artefact that predicts, or not whole.
+        ConfigError: a setting is none of the task's, or is fixed in an exported graph.
         BackendError: the runtime is missing or does not fit.
     """
-    model = open_served(Path(path))
+    model = open_served(Path(path), settings)
     return Predictor(model, open_backend(model, backend, threads=threads))
 
 

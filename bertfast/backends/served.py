@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from bertfast import artifact
 from bertfast.config import Precision
-from bertfast.errors import ArtifactError
+from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.weights import Checkpoint, config_file, open_checkpoint
 from bertfast.tasks import Context, Task, get_task, task_of
 from bertfast.text import tokenizer as tokenization
 
 ONNX_FILE = "model.onnx"
+AS_TRAINED: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -37,30 +41,33 @@ class ServedModel:
     checkpoint: Checkpoint | None = None
 
 
-def open_served(path: Path) -> ServedModel:
+def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedModel:
     """Open a checkpoint (ours, Hugging Face's or Google's) or an exported ONNX artefact.
 
+    Args:
+        settings: the task's settings that are to be others than the artefact's.
     Raises:
         ArtifactError: it is neither, or not whole, or has no head for a task.
+        ConfigError: a setting is none of the task's, or is fixed in an exported graph.
     """
     has_manifest = (path / artifact.MANIFEST).is_file()
     if has_manifest and artifact.open_manifest(path, verify_hashes=False).kind == "onnx":
-        return _open_onnx(path)
+        return _open_onnx(path, settings)
     if has_manifest or config_file(path).is_file():
-        return _open_checkpoint(path)
+        return _open_checkpoint(path, settings)
     artifact.open_manifest(path)  # says what is wrong with it
     raise ArtifactError(f"{path} is neither a checkpoint nor an exported model.")
 
 
-def _open_checkpoint(path: Path) -> ServedModel:
+def _open_checkpoint(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     checkpoint = open_checkpoint(path)
     task = task_of(checkpoint)
-    settings = task.settings.parse(checkpoint.task_settings, str(path))
+    chosen = task.settings.parse({**checkpoint.task_settings, **settings}, str(path))
     return ServedModel(
         path=path,
         kind="checkpoint",
         task=task,
-        context=Context(checkpoint.tokenizer, checkpoint.labels, checkpoint.max_length, settings),
+        context=Context(checkpoint.tokenizer, checkpoint.labels, checkpoint.max_length, chosen),
         precision=Precision.FP32,
         sha256=checkpoint.sha256,
         source_sha256=checkpoint.sha256,
@@ -68,18 +75,21 @@ def _open_checkpoint(path: Path) -> ServedModel:
     )
 
 
-def _open_onnx(path: Path) -> ServedModel:
+def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     manifest = artifact.open_manifest(path, "onnx")
     if manifest.task is None or manifest.precision is None:
         raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
     task = get_task(manifest.task)
-    settings = task.settings.parse(manifest.settings.get("task", {}), str(path))
+    for name in task.of_the_weights:
+        if name in settings:
+            raise ConfigError(f"task.{name} is fixed in {path} by its export. Give it to 'bertfast export' instead.")
+    chosen = task.settings.parse({**manifest.settings.get("task", {}), **settings}, str(path))
     max_length = int(manifest.settings["max_length"])
     return ServedModel(
         path=path,
         kind="onnx",
         task=task,
-        context=Context(tokenization.load(path), manifest.labels, max_length, settings),
+        context=Context(tokenization.load(path), manifest.labels, max_length, chosen),
         precision=manifest.precision,
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],

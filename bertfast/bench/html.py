@@ -57,7 +57,7 @@ def _page(report: Report, pictures: list[str]) -> str:
         "Machine": hardware_line(report),
         "Libraries": ", ".join(f"{name} {number}" for name, number in sorted(report.libraries.items())),
         "Token lengths": ", ".join(f"{name} {value}" for name, value in report.length_percentiles.items()),
-        "Cut to the model's length": f"{truncated(report)} rows",
+        "Cut": f"{truncated(report)} rows",
         "Repeats": f"{report.repeats}, interleaved",
     }
     listing = "".join(f"<li><b>{name}:</b> {html.escape(value)}</li>" for name, value in facts.items())

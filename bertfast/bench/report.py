@@ -23,10 +23,14 @@ class Measured(Config):
         name: what the tables call it.
         error: why there is nothing to report, where it failed.
         metrics: the task's metrics on the labelled rows, as fractions.
-        flips: rows whose label differs from the reference's; None for the reference itself or without labels.
-        largest_score_drift: the largest change of a row's score for the reference's label.
+        flips: rows that are decided otherwise than by the reference; None for the reference itself, and for tasks that
+            decide nothing.
+        largest_score_drift: the largest change against the reference of a row's score for a label or of its only
+            score; of its vector 1 - the cosine with the reference's; None where answers hold none of these.
         offline_s: seconds for the whole file, one value a repeat.
-        latency_ms: single-stream latencies, one list a repeat.
+        latency_ms: single-stream latencies of a request with all its sequences, one list a repeat.
+        sequences: by scenario, as are the tokens; a request may have several.
+        truncated: requests that were cut.
     """
 
     name: str
@@ -153,7 +157,7 @@ def markdown(report: Report) -> str:
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table(report)),
         "",
         "Token lengths: " + ", ".join(f"{name} {value}" for name, value in report.length_percentiles.items()) + "; "
-        f"{truncated(report)} rows were cut to the model's length.",
+        f"{truncated(report)} rows were cut.",
         "",
         f"Command: `{report.command}`",
         "",
@@ -168,7 +172,7 @@ def _heading(report: Report) -> Iterable[str]:
 
 
 def truncated(report: Report) -> int:
-    """Rows that were cut to the model's length."""
+    """Rows that were cut to the model's length or a task's limit."""
     return max((item.truncated for item in report.candidates), default=0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from bertfast.bench.scenarios import Scenario, spread
 from bertfast.bench.worker import Candidate, Worker
 from bertfast.errors import BackendError, ConfigError, DataError
 from bertfast.tasks import Answer, Task
+from bertfast.tasks.ranking import unit
 from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.tables import split_reference
 
 Notify = Callable[[str, int, int], object]
+Score = Callable[[Sequence[Answer]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class BenchPlan:
         data: requests in a form that the artefacts' task reads; without golds there is speed only.
         limit: how many of them, spread over the file; all where it is None.
         backends: names to measure; all that are installed where it is empty.
-        single_stream_rows: how many rows the single-stream scenario sends one at a time in a repeat.
+        single_stream_rows: how many requests the single-stream scenario sends one at a time in a repeat.
+        settings: the task's settings that are to be others than the artefacts'.
     """
 
     artefacts: Sequence[Path]
@@ -44,6 +47,7 @@ class BenchPlan:
     repeats: int = 5
     threads: int | None = None
     single_stream_rows: int = 100
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,6 +60,7 @@ class _Running:
     worker: Worker
     facts: dict[str, Any] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
     offline_s: list[float] = field(default_factory=list)
     latency_ms: list[tuple[float, ...]] = field(default_factory=list)
     error: str | None = None
@@ -68,11 +73,11 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
         notify: called with (what is being done, steps done, steps in all).
     Raises:
         ConfigError: nothing to measure, or artefacts of different tasks.
-        DataError: a label in the file that the model does not know.
+        DataError: a label in the file that the model does not know, or golds that nothing can be judged by.
     """
     artifact.refuse_existing(out, "report", overwrite)
     require_reporting()
-    models = [open_served(path) for path in plan.artefacts]
+    models = [open_served(path, plan.settings) for path in plan.artefacts]
     task = _same_task(models)
     examples = task.read(plan.data, plan.columns, models[0].context.settings, False)
     examples = [examples[i] for i in spread(len(examples), plan.limit)] if plan.limit else examples
@@ -80,7 +85,7 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
         task.refuse(examples, model.context.labels)
     running = _start(plan, models, examples)
     try:
-        _measure(plan, running, notify)
+        _measure(plan, running, _score_of(task, examples), notify)
     finally:
         for item in running:
             item.worker.stop()
@@ -115,7 +120,7 @@ def _start(plan: BenchPlan, models: Sequence[ServedModel], examples: Sequence[Ex
             alone = len([other for other in models if other.kind == model.kind]) == 1
             name = backend if alone else f"{model.path.name} {backend}"
             name += f" ({number})" if name in {item.name for item in running} else ""
-            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows)
+            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows, plan.settings)
             running.append(_Running(model, backend, name, Worker(candidate)))
     if not running:
         wanted = ", ".join(plan.backends) or "any backend"
@@ -123,8 +128,17 @@ def _start(plan: BenchPlan, models: Sequence[ServedModel], examples: Sequence[Ex
     return running
 
 
-def _measure(plan: BenchPlan, running: Sequence[_Running], notify: Notify) -> None:
-    """Load and predict once each (which warms up), then repeat the scenarios in turn, beginning elsewhere each time."""
+def _score_of(task: Task, examples: Sequence[Example]) -> Score:
+    """The metrics of answers to these examples; none where one of them has no gold."""
+    golds = [example.gold for example in examples]
+    if any(gold is None for gold in golds):
+        return lambda answers: {}
+    return lambda answers: task.score(answers, golds)
+
+
+def _measure(plan: BenchPlan, running: Sequence[_Running], score: Score, notify: Notify) -> None:
+    """Load, predict and score once each (which warms up, and shows what golds or packages lack before the long part),
+    then repeat the scenarios in turn, beginning elsewhere each time."""
     steps = len(running) * (1 + plan.repeats * len(plan.scenarios))
     done = 0
     for item in running:
@@ -132,6 +146,7 @@ def _measure(plan: BenchPlan, running: Sequence[_Running], notify: Notify) -> No
         loaded = _ask(item, "load")
         item.facts = {} if loaded is None else vars(loaded)
         item.answers = _ask(item, "predict") or []
+        item.metrics = score(item.answers) if item.answers else {}
         done += 1
     for repeat in range(plan.repeats):
         for scenario in plan.scenarios:
@@ -142,7 +157,7 @@ def _measure(plan: BenchPlan, running: Sequence[_Running], notify: Notify) -> No
                 if samples is not None and scenario is Scenario.OFFLINE:
                     item.offline_s.extend(samples)
                 elif samples is not None:
-                    item.latency_ms.append(tuple(samples))
+                    item.latency_ms.append(tuple(1e3 * sample for sample in samples))
                 done += 1
     for item in running:
         item.facts["peak_memory_bytes"] = _ask(item, "peak_memory")
@@ -164,10 +179,8 @@ def _report(
     plan: BenchPlan, task: Task, examples: Sequence[Example], running: Sequence[_Running], reference: _Running
 ) -> Report:
     requests = [example.request for example in examples]
-    golds = [example.gold for example in examples]
-    scored = all(gold is not None for gold in golds)
     lengths = _lengths(task, requests, reference.model)
-    candidates = tuple(_measured(item, reference, task, golds if scored else None) for item in running)
+    candidates = tuple(_measured(item, reference, task) for item in running)
     return Report(
         command=plan.command,
         data=plan.data.name,
@@ -195,7 +208,7 @@ def _lengths(task: Task, requests: Sequence[Request], model: ServedModel) -> lis
     return [len(sequence) for windows in task.encode(requests, model.context) for sequence in windows]
 
 
-def _measured(item: _Running, reference: _Running, task: Task, golds: Sequence[Any] | None) -> Measured:
+def _measured(item: _Running, reference: _Running, task: Task) -> Measured:
     size = sum(path.stat().st_size for path in item.model.path.rglob("*") if path.is_file())
     named = {
         "name": item.name,
@@ -210,7 +223,7 @@ def _measured(item: _Running, reference: _Running, task: Task, golds: Sequence[A
     return Measured(
         **named,
         **item.facts,
-        metrics=task.score(item.answers, golds) if golds else {},
+        metrics=item.metrics,
         flips=flips,
         largest_score_drift=drift,
         offline_s=tuple(item.offline_s),
@@ -221,8 +234,9 @@ def _measured(item: _Running, reference: _Running, task: Task, golds: Sequence[A
 def compare_answers(
     task: Task, answers: Sequence[Answer], reference: Sequence[Answer]
 ) -> tuple[int | None, float | None]:
-    """(answers that decide otherwise, largest change of the score of the reference's label); None where the task
-    decides nothing or has no scores by label.
+    """(answers that decide otherwise, the largest drift of an answer's numbers).
+
+    The first is None where the task decides nothing, the second where its answers hold no numbers.
 
     Raises:
         DataError: the two do not answer the same requests.
@@ -231,7 +245,17 @@ def compare_answers(
         raise DataError(f"{len(answers)} answers cannot be compared with {len(reference)}.")
     pairs = list(zip(answers, reference, strict=True))
     flips = sum(task.decision(a) != task.decision(b) for a, b in pairs) if task.decision else None
-    drifts = [
-        abs(a["scores"].get(label, 0.0) - value) for a, b in pairs for label, value in b.get("scores", {}).items()
-    ]
-    return flips, max(drifts, default=None)
+    return flips, max((drift for a, b in pairs for drift in _drifts(a, b)), default=None)
+
+
+def _drifts(answer: Answer, reference: Answer) -> list[float]:
+    """The changes of the score of each label or, without labels, of the score; of vectors 1 - their cosine."""
+    if "scores" in reference:
+        return [abs(answer["scores"][label] - value) for label, value in reference["scores"].items()]
+    scores = [abs(answer["score"] - reference["score"])] if "score" in reference else []
+    names = [name for name in ("embedding", "pair_embedding") if name in reference]
+    return scores + [1 - _cosine(answer[name], reference[name]) for name in names]
+
+
+def _cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    return float(unit(np.array(first, np.float64)) @ unit(np.array(second, np.float64)))

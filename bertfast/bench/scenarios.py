@@ -1,7 +1,8 @@
 """The scenarios, in MLPerf's words: what is timed, and from where to where.
 
-Texts are tokenised beforehand, and that time is reported apart. The clock starts when a batch of token ids lies in
-host memory and stops when its outputs do, after `synchronize()`.
+A request is one sequence, or several: the windows of a long text, the two texts of a pair. Texts are tokenised
+beforehand, and that time is reported apart. The clock starts when batches of token ids lie in host memory and stops
+when their outputs do, after `synchronize()`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Clock = Callable[[], float]
 
 
 class Scenario(StrEnum):
-    """offline: all rows are there at once. single-stream: one row at a time, each when the last is answered."""
+    """offline: all requests are there at once. single-stream: one at a time, each when the last is answered."""
 
     OFFLINE = "offline"
     SINGLE_STREAM = "single-stream"
@@ -33,32 +34,43 @@ class Workload:
     """The batches of a scenario.
 
     Attributes:
-        batches: in the order in which they run.
-        sequences: rows in all of them.
+        turns: the batches that are timed together, in the order in which they run: offline all of them,
+            single-stream those of one request.
+        sequences: how many are in all of them; a request may have several.
         real_tokens: tokens in all of them, padding left out.
         padded_tokens: the same with padding.
     """
 
-    batches: Sequence[Batch]
+    turns: Sequence[Sequence[Batch]]
     sequences: int
     real_tokens: int
     padded_tokens: int
 
 
-def workload(scenario: Scenario, rows: Sequence[Encoded], pad_id: int, single_stream_rows: int) -> Workload:
-    """Offline: all rows, grouped by length under a token budget. Single-stream: rows spread evenly over the file."""
+def workload(
+    scenario: Scenario, encoded: Sequence[Sequence[Encoded]], pad_id: int, single_stream_rows: int
+) -> Workload:
+    """Offline: all requests at once. Single-stream: `single_stream_rows` of them, spread evenly over the file.
+
+    Args:
+        encoded: the sequences of each request. Those of a turn are grouped by length under a token budget.
+    """
     if scenario is Scenario.OFFLINE:
-        lengths = [len(row) for row in rows]
-        groups = group_by_budget(lengths, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
-        batches = [pad([rows[i] for i in group], pad_id) for group in groups]
+        turns = [_batches([sequence for sequences in encoded for sequence in sequences], pad_id)]
     else:
-        batches = [pad([rows[i]], pad_id) for i in spread(len(rows), single_stream_rows)]
+        turns = [_batches(encoded[i], pad_id) for i in spread(len(encoded), single_stream_rows)]
+    batches = [batch for turn in turns for batch in turn]
     return Workload(
-        batches,
+        turns,
         sum(len(batch) for batch in batches),
         sum(batch.real_tokens for batch in batches),
         sum(batch.input_ids.size for batch in batches),
     )
+
+
+def _batches(sequences: Sequence[Encoded], pad_id: int) -> list[Batch]:
+    groups = group_by_budget([len(sequence) for sequence in sequences], MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
+    return [pad([sequences[i] for i in group], pad_id) for group in groups]
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -66,23 +78,14 @@ def spread(count: int, most: int) -> list[int]:
     return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]
 
 
-def time_offline(backend: Backend, load: Workload, clock: Clock = time.perf_counter) -> float:
-    """Seconds for all batches, one after the other."""
-    backend.synchronize()
-    start_s = clock()
-    for batch in load.batches:
-        backend.run(batch)
-    backend.synchronize()
-    return clock() - start_s
-
-
-def time_single_stream(backend: Backend, load: Workload, clock: Clock = time.perf_counter) -> list[float]:
-    """Milliseconds from one sequence's ids to its outputs, for each batch of one."""
-    latencies_ms = []
-    for batch in load.batches:
+def time_turns(backend: Backend, load: Workload, clock: Clock = time.perf_counter) -> list[float]:
+    """Seconds of each turn, from its token ids to the outputs of the last of them."""
+    elapsed_s = []
+    for turn in load.turns:
         backend.synchronize()
         start_s = clock()
-        backend.run(batch)
+        for batch in turn:
+            backend.run(batch)
         backend.synchronize()
-        latencies_ms.append((clock() - start_s) * 1e3)
-    return latencies_ms
+        elapsed_s.append(clock() - start_s)
+    return elapsed_s

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from bertfast.backends.predictor import Predictor
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import open_served
-from bertfast.bench.scenarios import Scenario, time_offline, time_single_stream, workload
+from bertfast.bench.scenarios import Scenario, time_turns, workload
 from bertfast.errors import BackendError, BertfastError
 from bertfast.text.labelled import Request
 
@@ -30,11 +30,12 @@ class Candidate:
     requests: Sequence[Request]
     threads: int | None
     single_stream_rows: int
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker says once its model is loaded; times in seconds."""
+    """What a worker says once its model is loaded; times in seconds, `truncated` in requests."""
 
     precision: str
     load_s: float
@@ -86,40 +87,33 @@ class _Bench:
 
     def load(self) -> Loaded:
         start_s = time.perf_counter()
-        model = open_served(self.candidate.artefact)
+        model = open_served(self.candidate.artefact, self.candidate.settings)
         backend = open_backend(model, self.candidate.backend, threads=self.candidate.threads)
         loaded_s = time.perf_counter()
         self.predictor = Predictor(model, backend)
         self.encoded = self.predictor.encode(self.candidate.requests)
         tokenized_s = time.perf_counter()
-        rows = [sequence for windows in self.encoded for sequence in windows]
-        pad_id = model.context.tokenizer.pad_id
-        self.loads = {
-            scenario: workload(scenario, rows, pad_id, self.candidate.single_stream_rows) for scenario in Scenario
-        }
+        pad_id, rows = model.context.tokenizer.pad_id, self.candidate.single_stream_rows
+        self.loads = {scenario: workload(scenario, self.encoded, pad_id, rows) for scenario in Scenario}
         return Loaded(
             backend.precision.value,
             loaded_s - start_s,
             tokenized_s - loaded_s,
-            sum(row.truncated for row in rows),
+            sum(any(sequence.truncated for sequence in sequences) for sequences in self.encoded),
             {scenario.value: load.sequences for scenario, load in self.loads.items()},
             {scenario.value: load.real_tokens for scenario, load in self.loads.items()},
             {scenario.value: load.padded_tokens for scenario, load in self.loads.items()},
         )
 
     def predict(self) -> list[dict[str, Any]]:
-        """The answers; on the way every shape of every scenario is seen once, untimed."""
+        """The answers; on the way every shape of every scenario is seen once, and its time is thrown away."""
         for load in self.loads.values():
-            for batch in load.batches:
-                self.predictor.backend.run(batch)
+            time_turns(self.predictor.backend, load)
         return self.predictor.answer(self.candidate.requests, self.encoded)
 
     def measure(self, scenario: str) -> list[float]:
-        """Offline: one time in seconds. Single-stream: a latency in milliseconds for each row."""
-        load = self.loads[Scenario(scenario)]
-        if scenario == Scenario.OFFLINE:
-            return [time_offline(self.predictor.backend, load)]
-        return time_single_stream(self.predictor.backend, load)
+        """Seconds of each turn: offline of all requests, single-stream of each."""
+        return time_turns(self.predictor.backend, self.loads[Scenario(scenario)])
 
     def peak_memory(self) -> int:
         """The most bytes of main memory that this process has held."""

@@ -26,19 +26,22 @@ from bertfast.cli.options import (
     Out,
     Overwrite,
     PairColumn,
+    TaskSettings,
     TextColumn,
     Threads,
     choice,
     output,
     print_json,
+    task_settings,
 )
 from bertfast.cli.train import train_app
 from bertfast.console import errors, notifying
-from bertfast.errors import BertfastError
+from bertfast.errors import BertfastError, ConfigError
 
 if TYPE_CHECKING:
     from bertfast.backends import ServedModel
-    from bertfast.text.labelled import Request
+    from bertfast.tasks import Answer
+    from bertfast.text.labelled import Columns, Request
 
 __all__ = ["app", "main"]
 
@@ -101,6 +104,7 @@ def export(
     ],
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    settings: TaskSettings = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Export to ONNX; nothing is published that does not reproduce its source."""
@@ -108,15 +112,20 @@ def export(
     from bertfast.model.snapshot import local_model
 
     choice("--precision", precision, ("fp32",))
-    checks = export_checkpoint(local_model(checkpoint), out, overwrite=overwrite)
+    own = task_settings(settings)
+    checks = export_checkpoint(local_model(checkpoint), out, settings=own, overwrite=overwrite)
     worst = {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}
     print_json({"onnx": str(out), "largest_relative_error": worst})
 
 
 @app.command()
 def bench(
-    artefacts: Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints and exported models.")],
-    data: Annotated[Path, typer.Option(help="Rows to measure on, or hub:NAME/CONFIG:SPLIT; labels give accuracy too.")],
+    artefacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints, exported models, or models of the hub.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Rows to measure on, or hub:OWNER/NAME/CONFIG:SPLIT; labels give accuracy too.")
+    ],
     out: Out,
     backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,
@@ -126,6 +135,7 @@ def bench(
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    settings: TaskSettings = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -135,6 +145,7 @@ def bench(
     from bertfast.bench.run import BenchPlan
     from bertfast.bench.run import bench as run_bench
     from bertfast.bench.scenarios import Scenario
+    from bertfast.model.snapshot import local_model
     from bertfast.text.hub import local_data
     from bertfast.text.labelled import Columns
 
@@ -144,7 +155,7 @@ def bench(
     scenarios = [Scenario(choice("--scenario", name, [s.value for s in Scenario])) for name in scenario or []]
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
     plan = BenchPlan(
-        artefacts,
+        [local_model(path) for path in artefacts],
         local_data(data),
         shlex.join(["bertfast", *sys.argv[1:]]),
         columns=columns,
@@ -153,6 +164,7 @@ def bench(
         scenarios=scenarios or tuple(Scenario),
         repeats=repeats,
         threads=threads,
+        settings=task_settings(settings),
     )
     with notifying() as notify:
         report = run_bench(plan, out, overwrite=overwrite, notify=notify)
@@ -165,51 +177,72 @@ def bench(
 
 @app.command()
 def predict(
-    artefact: Annotated[Path, typer.Argument(help="A checkpoint or an exported model.")],
+    artefact: Annotated[Path, typer.Argument(help="A checkpoint, an exported model, or hub:OWNER/NAME@REVISION.")],
     backend: Annotated[
         str | None, typer.Option(help="The runtime; the preferred installed one when not given.")
     ] = None,
     input_file: Annotated[
-        str, typer.Option("--input", help="JSON lines, - for standard input, or a data file of the task (SQuAD, TSV).")
+        str,
+        typer.Option(
+            "--input",
+            help="JSON lines, - for standard input, or data of the task: a file, FILE:SPLIT or hub:OWNER/NAME.",
+        ),
     ] = "-",
     output_file: Annotated[str, typer.Option("--output", help="JSON lines, or - for standard output.")] = "-",
     squad: Annotated[bool, typer.Option("--squad", help="Write {id: answer}, as SQuAD's evaluation reads it.")] = False,
     threads: Threads = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    settings: TaskSettings = None,
 ) -> None:
     """Answer requests: JSON lines in, JSON lines out, in the same order."""
     from bertfast.backends.predictor import load
+    from bertfast.model.snapshot import local_model
     from bertfast.tasks.qa import predictions
+    from bertfast.text.labelled import Columns
     from bertfast.text.requests import in_windows
 
-    with load(artefact, backend, threads=threads) as model, output(output_file) as sink:
+    columns = Columns(text=text_column, pair=pair_column, label=label_column)
+    own = task_settings(settings)
+    with load(local_model(artefact), backend, threads=threads, settings=own) as model, output(output_file) as sink:
         truncated = 0
         said: dict[str, str] = {}
-        for window in in_windows(_requests(input_file, model.model)):
+        for window in in_windows(_requests(input_file, columns, model.model)):
             answers = model.predict(window)
             truncated += sum("truncated" in answer for answer in answers)
             if squad:
-                said |= predictions(window, answers)
+                said |= predictions(window, answers, said)
                 continue
             for request, answer in zip(window, answers, strict=True):
-                sink.write(json.dumps(({"id": request["id"]} if "id" in request else {}) | answer) + "\n")
+                sink.write(_json_line(({"id": request["id"]} if "id" in request else {}) | answer))
             sink.flush()
         if squad:
             sink.write(json.dumps(said, ensure_ascii=False) + "\n")
     if truncated:
         errors.print(
-            f"{truncated:,} inputs were cut to the model's {model.model.context.max_length} tokens.", highlight=False
+            f"{truncated:,} inputs were cut: texts to the model's {model.model.context.max_length} tokens, "
+            "questions to task.max_query_length or half of the model's.",
+            highlight=False,
         )
 
 
-def _requests(name: str, model: ServedModel) -> Iterator[Request]:
-    """JSON lines of requests, or the questions of a data file, without the answers that it may hold."""
+def _json_line(answer: Answer) -> str:
+    return json.dumps(answer, default=lambda vector: vector.tolist()) + "\n"
+
+
+def _requests(name: str, columns: Columns, model: ServedModel) -> Iterator[Request]:
+    """Requests as JSON lines; or those of data that the task reads, without the golds that they may have."""
     from bertfast.text.files import format_of
-    from bertfast.text.labelled import Columns
+    from bertfast.text.hub import local_data
     from bertfast.text.requests import read_requests
 
-    if name == "-" or format_of(Path(name)) in ("jsonl", "text"):
+    named = columns.model_dump(exclude_none=True)
+    if name == "-" and named:
+        raise ConfigError(f"--{next(iter(named))}-column is of a file, and standard input has requests. Give --input.")
+    if name == "-" or (format_of(Path(name)) == "jsonl" and not named):
         return read_requests(name, model.task.check)
-    examples = model.task.read(Path(name), Columns(), model.context.settings, False)
+    examples = model.task.read(local_data(Path(name)), columns, model.context.settings, False)
     return (example.request for example in examples)
 
 

@@ -17,6 +17,7 @@ from bertfast.cli.options import (
     Resume,
     Settings,
     TextColumn,
+    pop_task,
     print_json,
 )
 from bertfast.errors import ConfigError
@@ -34,7 +35,10 @@ PretrainConfigFile = Annotated[
 def train_pretrain(
     corpus: Annotated[Path, typer.Option(help="A corpus of 'bertfast corpus build'.")],
     out: Out,
-    model: Annotated[Path | None, typer.Option(help="Go on from this checkpoint; from scratch when not given.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this checkpoint, or hub:OWNER/NAME@REVISION; from scratch when not given."),
+    ] = None,
     config: PretrainConfigFile = None,
     settings: Settings = None,
     resume: Resume = False,
@@ -42,6 +46,7 @@ def train_pretrain(
 ) -> None:
     """Pretrain with masked language modelling and next-sentence prediction."""
     from bertfast.config import PretrainConfig, presets, read_settings
+    from bertfast.model.snapshot import local_model
     from bertfast.model.weights import open_checkpoint
     from bertfast.text.corpus import open_corpus
     from bertfast.train.pretrain import pretrain
@@ -57,7 +62,7 @@ def train_pretrain(
         out,
         PretrainConfig.parse(values, "settings"),
         model_settings=shape,
-        start=open_checkpoint(model) if model else None,
+        start=open_checkpoint(local_model(model)) if model else None,
         resume=resume,
         overwrite=overwrite,
     )
@@ -65,8 +70,12 @@ def train_pretrain(
         print_json({"checkpoint": str(out), **result})
 
 
-Model = Annotated[Path, typer.Option(help="The checkpoint to start from: ours, a BERT of others, or hub:NAME.")]
-Train = Annotated[Path, typer.Option("--train", help="Examples to learn from: a file, FILE:SPLIT, or hub:NAME:SPLIT.")]
+Model = Annotated[
+    Path, typer.Option(help="The checkpoint to start from: ours, a BERT of others, or hub:OWNER/NAME@REVISION.")
+]
+Train = Annotated[
+    Path, typer.Option("--train", help="Examples to learn from: a file, FILE:SPLIT, or hub:OWNER/NAME:SPLIT.")
+]
 Dev = Annotated[Path, typer.Option("--dev", help="Examples to be judged by.")]
 Teacher = Annotated[Path | None, typer.Option(help="A checkpoint of the same task whose answers are learnt too.")]
 Seeds = Annotated[
@@ -155,9 +164,7 @@ def _finetune(
     from bertfast.train.seeds import parse_seeds, run_seeds
 
     values = read_settings(config, settings or [])
-    own = values.pop("task", {})
-    if not isinstance(own, dict):
-        raise ConfigError(f"task = {own!r} is a value, and [task] is a table: --set task.KEY=VALUE.")
+    own = pop_task(values)
     record = get_task(task)
     chosen = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
     start, teaching = open_checkpoint(local_model(model)), open_checkpoint(local_model(teacher)) if teacher else None

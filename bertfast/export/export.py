@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from bertfast import artifact
 from bertfast.backends import ServedModel, available, open_backend, open_served
-from bertfast.backends.served import ONNX_FILE
+from bertfast.backends.served import AS_TRAINED, ONNX_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError
 from bertfast.export.check import check_export
@@ -19,14 +21,18 @@ from bertfast.model.weights import load_weights, open_checkpoint
 Checks = dict[str, dict[str, float]]
 
 
-def export(checkpoint_path: Path, out: Path, *, overwrite: bool = False) -> Checks:
+def export(
+    checkpoint_path: Path, out: Path, *, settings: Mapping[str, Any] = AS_TRAINED, overwrite: bool = False
+) -> Checks:
     """Export a checkpoint as an fp32 ONNX artefact; returns the errors of each check in each runtime.
 
+    Args:
+        settings: the task's settings that are to be others than the checkpoint's.
     Raises:
         CheckError: a runtime does not reproduce the source; nothing is published.
         BackendError: no runtime for ONNX is installed, so nothing could be checked.
     """
-    served = open_served(checkpoint_path)
+    served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
         raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
     runtimes = [item for item in available() if item.kind == "onnx" and item.version is not None]

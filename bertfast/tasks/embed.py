@@ -101,12 +101,12 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> li
 
 
 def merge(request: Request, pieces: Sequence[Vector], context: Context) -> Answer:
-    """`{"embedding"}` of a text; of a pair `{"embedding", "pair_embedding", "score"}`, the score being the cosine."""
+    """`{"embedding"}` of a text, float32 [H]; of a pair `{"embedding", "pair_embedding", "score"}`, the score being
+    the cosine."""
     if len(pieces) == 1:
-        return {"embedding": pieces[0].tolist()}
+        return {"embedding": pieces[0]}
     first, second = (unit(piece.astype(np.float64)) for piece in pieces)
-    vectors = [piece.tolist() for piece in pieces]
-    return {"embedding": vectors[0], "pair_embedding": vectors[1], "score": float(first @ second)}
+    return {"embedding": pieces[0], "pair_embedding": pieces[1], "score": float(first @ second)}
 
 
 def score(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, float]:

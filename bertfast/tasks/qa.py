@@ -7,7 +7,8 @@ the request's answer is the best of all of them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -206,19 +207,29 @@ def score(answers: Sequence[Answer], golds: Sequence[Sequence[Span]]) -> dict[st
     return squad_scores([answer["answer"] for answer in answers], [[span.text for span in gold] for gold in golds])
 
 
-def predictions(requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, str]:
+def predictions(requests: Sequence[Request], answers: Sequence[Answer], taken: Container[str] = ()) -> dict[str, str]:
     """`{id: text}`, as SQuAD's evaluation reads it.
 
+    Args:
+        taken: the ids of questions before these.
     Raises:
-        DataError: a request has no id, or its answer is that of another task.
+        DataError: a request has no id of its own, or its answer is that of another task.
     """
+    said: dict[str, str] = {}
     for request, answer in zip(requests, answers, strict=True):
         if "id" not in request or "answer" not in answer:
             raise DataError(
                 f"SQuAD's predictions name each question by its 'id' and give its 'answer'. Here a request has "
-                f"{', '.join(request)}, and its answer {', '.join(answer)}."
+                f"{', '.join(request)}, and its answer {', '.join(answer)}. Give each question its own id, to a model "
+                "of the task qa."
             )
-    return {request["id"]: answer["answer"] for request, answer in zip(requests, answers, strict=True)}
+        name = request["id"]
+        if not isinstance(name, str | int):
+            raise DataError(f"the id {name!r} is neither a string nor an integer. Give each question such an id.")
+        if str(name) in said or str(name) in taken:
+            raise DataError(f"two questions have the id '{name}'. Give each question its own id.")
+        said[str(name)] = answer["answer"]
+    return said
 
 
 def features(examples: Sequence[Example], context: Context) -> Features:
@@ -234,7 +245,7 @@ def features(examples: Sequence[Example], context: Context) -> Features:
     for example, windows in zip(examples, encode([example.request for example in examples], context), strict=True):
         found = _places(example.gold, windows)
         left_out += not found
-        sequences += [(window,) for window in windows[: len(found)]]
+        sequences += [(replace(window, offsets=None),) for window in windows[: len(found)]]
         places += found
     if left_out:
         warnings.warn(

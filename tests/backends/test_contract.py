@@ -11,7 +11,8 @@ import pytest
 import bertfast
 from bertfast.backends import available, backends_for, open_backend, open_served, relative_error, tolerance
 from bertfast.config import Precision
-from bertfast.errors import ArtifactError, BackendError, DataError
+from bertfast.errors import ArtifactError, BackendError, ConfigError, DataError
+from bertfast.export.export import export
 from bertfast.text.batch import pad
 
 NAMES = [item.name for item in available()]
@@ -155,3 +156,11 @@ def test_the_first_nsp_logit_is_that_of_is_next(pretrained: Path) -> None:
         "seq_relationship_logits": np.array([[4.0, -4.0]], np.float32),
     }
     assert model.task.decode(outputs, [encoded], model.context)[0]["is_next"] > 0.99
+
+
+def test_a_setting_that_an_export_has_fixed_is_refused(encoder: Path, tmp_path: Path) -> None:
+    assert open_served(encoder, {"pooling": "cls"}).context.settings.pooling == "cls"  # type: ignore[attr-defined]
+    export(encoder, tmp_path / "onnx", settings={"pooling": "cls"})
+    assert open_served(tmp_path / "onnx").context.settings.pooling == "cls"  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"task\.pooling is fixed in .* Give it to 'bertfast export'"):
+        bertfast.load(tmp_path / "onnx", settings={"pooling": "mean"})

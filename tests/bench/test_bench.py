@@ -15,14 +15,18 @@ from bertfast.bench.report import Report, markdown, paired_ratio
 from bertfast.bench.run import BenchPlan, bench, compare_answers
 from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Candidate, Worker
+from bertfast.config import ModelConfig
 from bertfast.errors import ConfigError, DataError
 from bertfast.export.export import export
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.tasks.classify import CLASSIFY
+from bertfast.tasks.embed import EMBED
+from bertfast.tasks.regress import REGRESS
 from bertfast.text.labelled import read_examples
+from bertfast.text.tokenizer import Tokenizer
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE
+from tests.conftest import TINY_FINETUNE, write_checkpoint, write_rows
 
 
 def plan_for(artefacts: tuple[Path, ...], data: Path, **changes: object) -> BenchPlan:
@@ -130,6 +134,35 @@ def test_a_reference_that_dies_leaves_the_others_a_reference(
     assert {item.name: item.error is None for item in result.candidates} == {"onnxruntime": False, "openvino": True}
 
 
+def test_golds_that_nothing_can_be_judged_by_are_refused_before_the_repeats(
+    reranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "Worker", dying("torch", "measure"))
+    data = write_rows(tmp_path / "dev.jsonl", [{"text": "The river.", "pair": "waits", "label": 1}] * 2)
+    done: list[str] = []
+    with pytest.raises(DataError, match="Give it pairs of both kinds"):
+        bench(plan_for((reranker,), data), tmp_path / "report", notify=lambda what, *_: done.append(what))
+    assert done == ["torch: load and predict"]
+
+
+def test_windows_are_sequences_and_questions_are_rows(
+    tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    finder = write_checkpoint(tmp_path / "finder", "qa", tiny_config, tokenizer, ())
+    rows = [
+        {"question": "What waits?", "context": "The river waits. " * 60},
+        {"question": "river " * 70, "context": "The river waits. " * 60},
+        {"question": "What waits?", "context": "The river."},
+    ]
+    plan = plan_for((finder,), write_rows(tmp_path / "dev.jsonl", rows), settings={"doc_stride": 8})
+    result = bench(plan, tmp_path / "report")
+    (item,) = result.candidates
+    assert result.rows == 3
+    assert item.sequences["offline"] == item.sequences["single-stream"] > 40  # 20 by the default stride
+    assert [len(samples) for samples in item.latency_ms] == [3, 3]
+    assert item.truncated == 1
+
+
 def test_two_artefacts_of_one_name_are_told_apart(exported: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "onnx")
     plan = plan_for(
@@ -174,6 +207,14 @@ def test_flips_and_drift_are_counted_row_by_row() -> None:
     assert drift == pytest.approx(0.2)
     with pytest.raises(DataError, match="2 answers cannot be compared with 3"):
         compare_answers(CLASSIFY, other[:2], reference)
+
+
+def test_numbers_drift_where_nothing_is_decided() -> None:
+    flips, drift = compare_answers(REGRESS, [{"score": 1.0}, {"score": 4.5}], [{"score": 1.2}, {"score": 4.0}])
+    assert (flips, drift) == (None, pytest.approx(0.5))
+    pair = {"embedding": [1.0, 0.0], "pair_embedding": [0.0, 2.0], "score": 0.0}
+    assert compare_answers(EMBED, [pair], [pair | {"embedding": [3.0, 0.0]}]) == (None, pytest.approx(0.0))
+    assert compare_answers(EMBED, [pair], [pair | {"pair_embedding": [1.5, 2.0]}])[1] == pytest.approx(0.2)
 
 
 def test_ratios_are_taken_within_a_repeat() -> None:

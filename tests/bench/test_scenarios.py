@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertfast.backends.protocol import Arrays, Backend
-from bertfast.bench.scenarios import Scenario, spread, time_offline, time_single_stream, workload
+from bertfast.bench.scenarios import Scenario, spread, time_turns, workload
 from bertfast.config import Precision
 from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Encoded
@@ -35,20 +35,32 @@ class Asynchronous(Backend):
         self.now_s = max(self.now_s, self.busy_until_s)
 
 
-ROWS = [Encoded([1] * length, [0] * length) for length in (3, 9, 1, 5, 7, 2)]
+ROWS = [[Encoded([1] * length, [0] * length)] for length in (3, 9, 1, 5, 7, 2)]
 
 
 def test_a_latency_ends_when_the_work_is_done_and_leaves_out_what_was_before() -> None:
     backend = Asynchronous()
     load = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
-    assert time_single_stream(backend, load, backend.clock) == pytest.approx([1000.0, 1000.0, 1000.0])
+    assert time_turns(backend, load, backend.clock) == pytest.approx([1.0, 1.0, 1.0])
 
 
 def test_offline_time_is_that_of_all_batches() -> None:
     backend = Asynchronous()
     load = workload(Scenario.OFFLINE, ROWS * 2000, 0, 3)
-    assert len(load.batches) > 1
-    assert time_offline(backend, load, backend.clock) == pytest.approx(len(load.batches))
+    (batches,) = load.turns
+    assert len(batches) > 1
+    assert time_turns(backend, load, backend.clock) == pytest.approx([len(batches)])
+
+
+def test_a_request_is_timed_with_all_its_sequences() -> None:
+    """The windows of a text that no batch holds at once make one latency, and requests are spread, not windows."""
+    window = Encoded([1] * 512, [0] * 512)
+    backend = Asynchronous()
+    load = workload(Scenario.SINGLE_STREAM, [ROWS[0], [window] * 20, ROWS[1]], 0, 2)
+    assert [sum(map(len, turn)) for turn in load.turns] == [1, 1]
+    load = workload(Scenario.SINGLE_STREAM, [ROWS[0], [window] * 20], 0, 2)
+    assert time_turns(backend, load, backend.clock) == pytest.approx([1.0, 3.0])
+    assert load.sequences == 21
 
 
 def test_tokens_are_real_tokens() -> None:

@@ -121,6 +121,7 @@ def test_answers_are_vectors_and_of_pairs_their_cosine_too(encoder: Path) -> Non
         (pair,) = model.predict([("The river.", "A bridge.")])
         (long,) = model.predict([{"text": "The river.", "pair": "The garden. " * 60}])
     assert list(text) == ["embedding"]
+    assert text["embedding"].dtype == pair["pair_embedding"].dtype == np.float32
     assert text["embedding"] == pytest.approx(pair["embedding"], abs=1e-6)
     assert pair["score"] == pytest.approx(np.dot(pair["embedding"], pair["pair_embedding"]), abs=1e-6)
     assert long["truncated"]

@@ -52,7 +52,7 @@ def context_of(max_length: int = 16, tokenizer: Tokenizer = TOKENIZER, **changes
     return Context(tokenizer, (), max_length, QaSettings(**changes))
 
 
-def ask(question: str, context: str) -> dict[str, str]:
+def ask(question: str, context: str) -> dict[str, Any]:
     return {"question": question, "context": context}
 
 
@@ -255,6 +255,7 @@ def test_unanswerable_questions_point_at_cls_and_those_without_a_place_are_left_
         features = QA.features(examples, context_of())
     assert features.targets["start_positions"].tolist() == [0, 4]
     assert features.targets["end_positions"].tolist() == [0, 4]
+    assert [window.offsets for (window,) in features.sequences] == [None, None]
     with (
         pytest.warns(UserWarning, match="1 of 1 questions"),
         pytest.raises(DataError, match="no question has an answer with a known place"),
@@ -391,3 +392,12 @@ def test_predictions_are_by_id_and_of_this_task_alone() -> None:
         answering.predictions([ask("a", "b")], [{"answer": "b"}])
     with pytest.raises(DataError, match="and its answer label"):
         answering.predictions(requests[:1], [{"label": "b"}])
+
+
+@pytest.mark.parametrize(("name", "message"), [([1], r"the id \[1\] is neither"), (2, "two questions have the id '2'")])
+def test_each_question_of_predictions_has_its_own_id(name: object, message: str) -> None:
+    requests = [ask("a", "b") | {"id": name}]
+    with pytest.raises(DataError, match=message):
+        answering.predictions(requests, [{"answer": "b"}], {"2": "a"})
+    with pytest.raises(DataError, match=message):
+        answering.predictions([ask("a", "b") | {"id": "2"}, *requests], [{"answer": "b"}] * 2)
