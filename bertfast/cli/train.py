@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,54 +87,41 @@ Seeds = Annotated[
 MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Any number of labels a text, instead of one.")]
 
 
-@train_app.command("classify")
-def train_classify(
-    model: Model,
-    train: Train,
-    dev: Dev,
-    out: Out,
-    multi_label: MultiLabel = False,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
-    teacher: Teacher = None,
-    seeds: Seeds = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Fine-tune a classifier of texts or of pairs of texts."""
-    columns = Columns(text=text_column, pair=pair_column, label=label_column)
-    task = "multi-label" if multi_label else "classify"
-    _finetune(
-        task, model, train, dev, out, columns, config, settings, teacher, seeds, resume=resume, overwrite=overwrite
-    )
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """The options of a verb that fine-tunes: typer makes them of this record's fields."""
+
+    model: Model
+    train: Train
+    dev: Dev
+    out: Out
+    text_column: TextColumn = None
+    pair_column: PairColumn = None
+    label_column: LabelColumn = None
+    config: ConfigFile = None
+    settings: Settings = None
+    teacher: Teacher = None
+    seeds: Seeds = None
+    resume: Resume = False
+    overwrite: Overwrite = False
 
 
-def _add_verb(task: str, summary: str) -> None:
-    @train_app.command(task, help=summary)
-    def verb(
-        model: Model,
-        train: Train,
-        dev: Dev,
-        out: Out,
-        text_column: TextColumn = None,
-        pair_column: PairColumn = None,
-        label_column: LabelColumn = None,
-        config: ConfigFile = None,
-        settings: Settings = None,
-        teacher: Teacher = None,
-        seeds: Seeds = None,
-        resume: Resume = False,
-        overwrite: Overwrite = False,
-    ) -> None:
-        columns = Columns(text=text_column, pair=pair_column, label=label_column)
-        _finetune(
-            task, model, train, dev, out, columns, config, settings, teacher, seeds, resume=resume, overwrite=overwrite
-        )
+@dataclass(frozen=True)
+class ClassifyOptions(FinetuneOptions):
+    multi_label: MultiLabel = False
 
 
+def _add_verb(name: str, summary: str, options: type[FinetuneOptions] = FinetuneOptions) -> None:
+    def verb(**given: Any) -> None:
+        chosen = options(**given)
+        multi_label = isinstance(chosen, ClassifyOptions) and chosen.multi_label
+        _finetune("multi-label" if multi_label else name, chosen)
+
+    verb.__signature__ = inspect.signature(options, eval_str=True)  # type: ignore[attr-defined]
+    train_app.command(name, help=summary)(verb)
+
+
+_add_verb("classify", "Fine-tune a classifier of texts or of pairs of texts.", ClassifyOptions)
 _add_verb("regress", "Fine-tune a model that gives a text or a pair of texts a number.")
 _add_verb("qa", "Fine-tune a model that finds the answer to a question in a context (SQuAD JSON, or rows like it).")
 _add_verb("tag", "Fine-tune a tagger of words, such as for names: CoNLL files, or rows of `tokens` and `tags`.")
@@ -140,21 +129,7 @@ _add_verb("embed", "Fine-tune sentence vectors: on graded pairs, on pairs that b
 _add_verb("rerank", "Fine-tune a scorer of pairs: how well the second text answers the first, 0 to 1.")
 
 
-def _finetune(
-    task: str,
-    model: Path,
-    train: Path,
-    dev: Path,
-    out: Path,
-    columns: Columns,
-    config: Path | None,
-    settings: list[str] | None,
-    teacher: Path | None,
-    seeds: str | None,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> None:
+def _finetune(task: str, options: FinetuneOptions) -> None:
     from bertfast.config import FinetuneConfig, read_settings
     from bertfast.model.snapshot import local_model
     from bertfast.model.weights import open_checkpoint
@@ -163,12 +138,13 @@ def _finetune(
     from bertfast.train.finetune import finetune
     from bertfast.train.seeds import parse_seeds, run_seeds
 
-    values = read_settings(config, settings or [])
+    values = read_settings(options.config, options.settings or [])
     own = pop_task(values)
     record = get_task(task)
-    chosen = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
-    start, teaching = open_checkpoint(local_model(model)), open_checkpoint(local_model(teacher)) if teacher else None
-    train, dev = local_data(train), local_data(dev)
+    config = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
+    start = open_checkpoint(local_model(options.model))
+    teacher = open_checkpoint(local_model(options.teacher)) if options.teacher else None
+    train, dev = local_data(options.train), local_data(options.dev)
 
     def run(seed: int, to: Path) -> dict[str, float]:
         return finetune(
@@ -177,17 +153,16 @@ def _finetune(
             train,
             dev,
             to,
-            chosen.model_copy(update={"seed": seed}),
+            config.model_copy(update={"seed": seed}),
             task_settings=own,
-            columns=columns,
-            teacher=teaching,
-            resume=resume,
-            overwrite=overwrite,
+            columns=Columns(text=options.text_column, pair=options.pair_column, label=options.label_column),
+            teacher=teacher,
+            resume=options.resume,
+            overwrite=options.overwrite,
         )
 
-    if seeds is None:
-        print_json({"checkpoint": str(out), **run(chosen.seed, out)})
+    if options.seeds is None:
+        print_json({"checkpoint": str(options.out), **run(config.seed, options.out)})
     else:
-        print_json(
-            run_seeds(run, parse_seeds(seeds, chosen.seed if "seed" in values else None), out, f"dev_{record.metric}")
-        )
+        wanted = parse_seeds(options.seeds, config.seed if "seed" in values else None)
+        print_json(run_seeds(run, wanted, options.out, f"dev_{record.metric}"))

@@ -231,9 +231,8 @@ def test_targets_decode_to_the_gold_answer(words: list[str], data: st.DataObject
     assume(any(wanted <= set(window.offsets or []) for window in windows))
     features = QA.features([example], context)
     assert [item[0].input_ids for item in features.sequences] == [window.input_ids for window in windows]
-    for (window,), begin, end in zip(
-        features.sequences, features.targets["start_positions"], features.targets["end_positions"], strict=True
-    ):
+    starts, ends = features.targets["start_positions"], features.targets["end_positions"]
+    for window, begin, end in zip(windows, starts, ends, strict=True):
         offsets = window.offsets or []
         if wanted <= set(offsets):
             assert text[offsets[begin][0] : offsets[end][1]] == gold
