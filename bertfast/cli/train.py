@@ -151,6 +151,7 @@ def _finetune(
     from bertfast.model.weights import open_checkpoint
     from bertfast.tasks import get_task
     from bertfast.text.hub import local_data
+    from bertfast.train.distill import refuse_lessons_without_teacher
     from bertfast.train.finetune import finetune
     from bertfast.train.seeds import parse_seeds, run_seeds
 
@@ -160,6 +161,8 @@ def _finetune(
         raise ConfigError(f"task = {own!r} is a value, and [task] is a table: --set task.KEY=VALUE.")
     record = get_task(task)
     chosen = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
+    if teacher is None:
+        refuse_lessons_without_teacher(chosen)
     start, teaching = open_checkpoint(local_model(model)), open_checkpoint(local_model(teacher)) if teacher else None
     train, dev = local_data(train), local_data(dev)
 

@@ -320,8 +320,7 @@ def test_a_byte_that_changed_in_an_archive_is_refused_or_changes_nothing(tmp_pat
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             held = read_tensors(file)
-        except ArtifactError as error:
-            assert "is not a whole archive of numeric arrays" in str(error)
+        except ArtifactError:
             refused += 1
         else:
             assert all(torch.equal(tensor, torch.from_numpy(array)) for tensor in held.values())
