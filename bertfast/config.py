@@ -188,11 +188,16 @@ class FinetuneConfig(TrainConfig):
     bucket_batches: int = Field(
         16, gt=0, description="batches that are drawn at random together and then sorted by length; 1: no sorting"
     )
-    keep: Literal["last", "best"] = Field(
-        "last", description="which weights are published: the last, or those that did best on dev by the task's metric"
+    keep: Literal["last", "best", "auto"] = Field(
+        "auto",
+        description="which weights are published: the last, or those that did best on dev by the task's metric; "
+        "auto: the best with patience, else the last",
     )
     patience: int | None = Field(
-        None, gt=0, description="stop after so many evaluations on end without a better one; never when not given"
+        None,
+        gt=0,
+        description="stop after so many evaluations on end without a better one, and publish the best (see keep); "
+        "never when not given",
     )
     freeze_layers: int | None = Field(
         None, ge=0, description="the embeddings and so many of the lowest layers are not trained; 0: the embeddings"

@@ -450,6 +450,9 @@ def test_several_seeds_are_resumed_where_they_stand(
     both = bertfast(*command, "--seeds", "0,1", "--set=seed=3")
     assert both.returncode == 2
     assert "and so does seed=3" in both.stderr
+    alone = bertfast(*command[:-1], tmp_path / "student", "--set=distill_weight=0.5")
+    assert alone.returncode == 2
+    assert "distill_weight = 0.5 is about a teacher, and there is none" in alone.stderr
     refused = bertfast(*command[:-1], tmp_path / "student", "--teacher", pretrained)
     assert refused.returncode == 2
     assert "answers 'pretrain', and the student is to learn 'classify'" in refused.stderr

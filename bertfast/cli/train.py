@@ -135,6 +135,7 @@ def _finetune(task: str, options: FinetuneOptions) -> None:
     from bertfast.model.weights import open_checkpoint
     from bertfast.tasks import get_task
     from bertfast.text.hub import local_data
+    from bertfast.train.distill import refuse_lessons_without_teacher
     from bertfast.train.finetune import finetune
     from bertfast.train.seeds import parse_seeds, run_seeds
 
@@ -142,6 +143,8 @@ def _finetune(task: str, options: FinetuneOptions) -> None:
     own = pop_task(values)
     record = get_task(task)
     config = FinetuneConfig.parse({"max_length": record.max_length} | values, "settings")
+    if options.teacher is None:
+        refuse_lessons_without_teacher(config)
     start = open_checkpoint(local_model(options.model))
     teacher = open_checkpoint(local_model(options.teacher)) if options.teacher else None
     train, dev = local_data(options.train), local_data(options.dev)

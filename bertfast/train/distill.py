@@ -26,10 +26,12 @@ def refuse_other_teacher(teacher: Checkpoint, task: Task, context: Context) -> N
             f"--teacher {teacher.path} answers '{taught.name}', and the student is to learn '{task.name}'. "
             f"Fine-tune the teacher with 'bertfast train {task.name}' first."
         )
-    if teacher.labels != context.labels:
+    if context.labels and teacher.labels != context.labels:
+        same = sorted(teacher.labels) == sorted(context.labels)
         raise ConfigError(
             f"--teacher {teacher.path} answers with the labels {', '.join(teacher.labels)}, and the training data have "
-            f"{', '.join(context.labels)}. Fine-tune the teacher on data with the same labels."
+            f"{'them in another order: ' if same else ''}{', '.join(context.labels)}. Fine-tune the teacher on data "
+            "with the same labels."
         )
     if teacher.tokenizer.backend.get_vocab() != context.tokenizer.backend.get_vocab():
         raise ConfigError(
@@ -40,6 +42,16 @@ def refuse_other_teacher(teacher: Checkpoint, task: Task, context: Context) -> N
         raise ConfigError(
             f"max_length {context.max_length} exceeds the {teacher.config.max_position_embeddings} positions of "
             f"--teacher {teacher.path}. Pass --set max_length={teacher.config.max_position_embeddings} or less."
+        )
+
+
+def refuse_lessons_without_teacher(config: FinetuneConfig) -> None:
+    """Raise ConfigError where a setting was given that only a teacher makes use of, and there is none."""
+    given = sorted(config.model_fields_set & {"distill_weight", "distill_temperature"})
+    if given:
+        raise ConfigError(
+            f"{given[0]} = {getattr(config, given[0])} is about a teacher, and there is none. Name one with --teacher, "
+            f"or leave {given[0]} out."
         )
 
 

@@ -48,9 +48,9 @@ class Best:
 
 def criterion_of(config: FinetuneConfig, metric: str) -> Criterion | None:
     """What decides which weights a run ends with, or None where that is the number of its steps alone."""
-    if config.keep == "last" and config.patience is None:
+    if config.keep != "best" and config.patience is None:
         return None
-    return Criterion(metric, config.keep == "best", config.patience)
+    return Criterion(metric, config.keep != "last", config.patience)
 
 
 def better(best: Best | None, criterion: Criterion, step: int, metrics: Mapping[str, float], model: nn.Module) -> Best:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast import artifact
-from bertfast.config import ModelConfig
+from bertfast.config import FinetuneConfig, ModelConfig
 from bertfast.errors import ConfigError
 from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
-from bertfast.tasks import get_task
+from bertfast.tasks import Context, get_task
+from bertfast.tasks.embed import EmbedSettings
 from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
-from bertfast.train.distill import evenly_spread
+from bertfast.train.distill import evenly_spread, refuse_lessons_without_teacher, refuse_other_teacher
 from bertfast.train.finetune import finetune
 from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_checkpoint, write_rows
 
@@ -109,6 +111,10 @@ def test_a_teacher_of_something_else_is_refused(
     two = write_checkpoint(tmp_path / "two", "classify", tiny_config, tokenizer, ("no", "yes"))
     with pytest.raises(ConfigError, match=r"labels no, yes, and the training data have building, nature, tool"):
         taught(pretrained, two, row_files, tmp_path / "m")
+    labels = ("tool", "nature", "building")
+    turned = write_checkpoint(tmp_path / "turned", "classify", tiny_config, tokenizer, labels)
+    with pytest.raises(ConfigError, match=r"labels tool, nature, building, and .* have them in another order: build"):
+        taught(pretrained, turned, row_files, tmp_path / "m")
     others = tokenization.train(lambda: ["quite another vocabulary than that of the student"], 120)
     shape = tiny_config.model_copy(update={"vocab_size": others.vocab_size})
     strange = write_checkpoint(tmp_path / "strange", "classify", shape, others, ("building", "nature", "tool"))
@@ -119,6 +125,18 @@ def test_a_teacher_of_something_else_is_refused(
     with pytest.raises(ConfigError, match="max_length 32 exceeds the 16 positions of --teacher"):
         taught(pretrained, short, row_files, tmp_path / "m")
     assert not list(tmp_path.glob("m*"))
+
+
+def test_labels_of_a_teacher_whose_task_has_none_mean_nothing(encoder: Path) -> None:
+    teacher = replace(open_checkpoint(encoder), labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    refuse_other_teacher(teacher, get_task("embed"), Context(teacher.tokenizer, (), 32, EmbedSettings()))
+
+
+@pytest.mark.parametrize("name", ["distill_weight", "distill_temperature"])
+def test_settings_of_a_lesson_need_a_teacher(name: str) -> None:
+    refuse_lessons_without_teacher(TINY_FINETUNE)
+    with pytest.raises(ConfigError, match=f"{name} = 0.5 is about a teacher, and there is none. Name one"):
+        refuse_lessons_without_teacher(FinetuneConfig.parse({name: 0.5}, "settings"))
 
 
 def test_a_student_takes_layers_of_the_start(

@@ -96,11 +96,11 @@ def test_a_run_stops_when_it_gets_no_better(
     pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged(monkeypatch, [0.3, 0.5, 0.5, 0.4, 0.9])
-    stopped = run(pretrained, row_files, tmp_path / "last", settings(patience=2))
+    stopped = run(pretrained, row_files, tmp_path / "last", settings(patience=2, keep="last"))
     assert (stopped["steps"], stopped["dev_accuracy"], stopped["selected_on_dev"]) == (8, 0.4, True)
     assert "best_step" not in stopped
     judged(monkeypatch, [0.3, 0.5, 0.5, 0.4, 0.9])
-    kept = run(pretrained, row_files, tmp_path / "best", settings(patience=2, keep="best"))
+    kept = run(pretrained, row_files, tmp_path / "best", settings(patience=2))
     assert (kept["steps"], kept["best_step"], kept["dev_accuracy"]) == (8, 4, 0.5)
     assert not same(tmp_path / "last", tmp_path / "best")
 
