@@ -447,6 +447,9 @@ def test_several_seeds_are_resumed_where_they_stand(
     again = bertfast(*command, "--seeds", "2")
     assert again.returncode == 2
     assert "is already there" in again.stderr
+    both = bertfast(*command, "--seeds", "0,1", "--set=seed=3")
+    assert both.returncode == 2
+    assert "and so does seed=3" in both.stderr
     refused = bertfast(*command[:-1], tmp_path / "student", "--teacher", pretrained)
     assert refused.returncode == 2
     assert "answers 'pretrain', and the student is to learn 'classify'" in refused.stderr

@@ -164,4 +164,5 @@ def _finetune(task: str, options: FinetuneOptions) -> None:
     if options.seeds is None:
         print_json({"checkpoint": str(options.out), **run(config.seed, options.out)})
     else:
-        print_json(run_seeds(run, parse_seeds(options.seeds, config.seed), options.out, f"dev_{record.metric}"))
+        wanted = parse_seeds(options.seeds, config.seed if "seed" in values else None)
+        print_json(run_seeds(run, wanted, options.out, f"dev_{record.metric}"))

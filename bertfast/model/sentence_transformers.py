@@ -30,15 +30,19 @@ _REMEDY = f"To fine-tune its encoder without them, copy the folder without {MODU
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "identity"}
 
 
-def foreign_task(path: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+def foreign_task(path: Path, config: Mapping[str, Any], *, lowercased: bool) -> tuple[str | None, dict[str, Any]]:
     """The task that a folder's files name, and its settings: embed, rerank, or (None, {}) where they name none.
 
     Args:
         config: what its config.json holds.
+        lowercased: whether its tokenizer makes letters small.
     Raises:
         ArtifactError: it is one of theirs, with something that bertfast does not have.
     """
     if (encoder := _sentence_encoder(path)) is not None:
+        _refuse_prompt(path)
+        if not lowercased:
+            _refuse_lowercasing(path)
         return "embed", encoder
     if len(config.get("id2label") or {}) == 1 and (activation := _activation(path, config)) is not None:
         return "rerank", {"activation": activation}
@@ -47,12 +51,13 @@ def foreign_task(path: Path, config: Mapping[str, Any]) -> tuple[str | None, dic
 
 def trained_length(path: Path) -> int | None:
     """Tokens to which sentence-transformers cuts a text, by its own file or by the tokenizer's; None: not said."""
-    own = _read(path / LENGTH_FILE) if (path / LENGTH_FILE).is_file() else {}
-    if own.get("max_seq_length") is not None:
-        return int(own["max_seq_length"])
-    tokenizer_file = path / "tokenizer_config.json"
-    limit = _read(tokenizer_file).get("model_max_length") if tokenizer_file.is_file() else None
-    return None if limit is None else int(limit)
+    for name, key in ((LENGTH_FILE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        length = _options(path / name).get(key)
+        if isinstance(length, int | float):
+            return int(length)
+        if length is not None:
+            raise ArtifactError(f"{path / name} has {key} {length!r}, and a number of tokens is needed. Correct it.")
+    return None
 
 
 def write_sentence_encoder(path: Path, hidden_size: int, max_length: int, pooling: str, normalize: bool) -> None:
@@ -81,28 +86,37 @@ def cross_encoder_config(activation: str) -> dict[str, Any]:
 
 def _sentence_encoder(path: Path) -> dict[str, Any] | None:
     """`{"pooling", "normalize"}` of a sentence encoder's folder; None where the folder is none."""
-    if not (path / MODULES_FILE).is_file() or _options(path).get("model_type") == "CrossEncoder":
+    if not (path / MODULES_FILE).is_file() or _options(path / OPTIONS_FILE).get("model_type") == "CrossEncoder":
         return None
-    modules = _read(path / MODULES_FILE)
-    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    kinds, folders = _modules(path / MODULES_FILE)
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ArtifactError(
             f"{path / MODULES_FILE} has the modules {', '.join(kinds)}. bertfast runs Transformer, Pooling and, if "
             f"there is one, Normalize. {_REMEDY}"
         )
-    if modules[0]["path"]:
+    if folders[0]:
         raise ArtifactError(
-            f"{path / MODULES_FILE} keeps the encoder in {modules[0]['path']}, and bertfast reads it from the folder "
+            f"{path / MODULES_FILE} keeps the encoder in {folders[0]}, and bertfast reads it from the folder "
             "itself. Load and save the model with sentence-transformers 2 or newer."
         )
-    _refuse_prompt(path)
-    return {"pooling": _pooling(path / modules[1]["path"] / "config.json"), "normalize": len(kinds) == 3}
+    return {"pooling": _pooling(path / folders[1] / "config.json"), "normalize": len(kinds) == 3}
+
+
+def _modules(file: Path) -> tuple[list[str], list[str]]:
+    """The classes that a modules.json names, without their packages, and the folder of each."""
+    try:
+        entries = [(str(module["type"]), str(module["path"])) for module in _read(file)]
+    except KeyError as error:
+        raise ArtifactError(f"{file} is damaged: a module has no {error}. Copy the folder again.") from None
+    except TypeError:
+        raise ArtifactError(f"{file} is damaged: it is no list of modules. Copy the folder again.") from None
+    return [kind.rpartition(".")[2] for kind, _ in entries], [folder for _, folder in entries]
 
 
 def _activation(path: Path, config: Mapping[str, Any]) -> str | None:
     """How a cross-encoder's folder makes a score of the logit; None where the folder is none."""
-    if _options(path).get("model_type") == "CrossEncoder":
-        named = _options(path).get("activation_fn")
+    if _options(path / OPTIONS_FILE).get("model_type") == "CrossEncoder":
+        named = _options(path / OPTIONS_FILE).get("activation_fn")
     elif "sentence_transformers" in config:
         named = config["sentence_transformers"].get("activation_fn")
     elif "sbert_ce_default_activation_function" in config:
@@ -117,7 +131,7 @@ def _activation(path: Path, config: Mapping[str, Any]) -> str | None:
 
 def _pooling(file: Path) -> str:
     """The one pooling that a 1_Pooling/config.json names: one flag a mode, and a name or a list since version 6."""
-    config = _read(file)
+    config = _object(file)
     flagged = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
     named = config.get("pooling_mode", flagged)
     modes = [named] if isinstance(named, str) else list(named)
@@ -129,7 +143,7 @@ def _pooling(file: Path) -> str:
 
 
 def _refuse_prompt(path: Path) -> None:
-    options = _options(path)
+    options = _options(path / OPTIONS_FILE)
     name = options.get("default_prompt_name")
     prompt = (options.get("prompts") or {}).get(name)
     if prompt:
@@ -139,9 +153,24 @@ def _refuse_prompt(path: Path) -> None:
         )
 
 
-def _options(path: Path) -> dict[str, Any]:
-    file = path / OPTIONS_FILE
-    return _read(file) if file.is_file() else {}
+def _refuse_lowercasing(path: Path) -> None:
+    if _options(path / LENGTH_FILE).get("do_lower_case"):
+        raise ArtifactError(
+            f"{path / LENGTH_FILE} makes every text lower case (do_lower_case true) before a tokenizer that keeps "
+            "capitals, and bertfast does not. Lower your texts, and set do_lower_case to false."
+        )
+
+
+def _options(file: Path) -> dict[str, Any]:
+    """The settings of a file; none where there is no such file."""
+    return _object(file) if file.is_file() else {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    values = _read(file)
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{file} is damaged: it holds no object. Copy the folder again.")
+    return values
 
 
 def _read(file: Path) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,6 +170,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(held, Mapping):
         raise _more_than_tensors(file, f"a {type(held).__name__}")
     for name, value in held.items():
+        if not isinstance(name, str):
+            raise _more_than_tensors(file, f"a tensor by {name!r}, which is no name")
         if not isinstance(value, torch.Tensor):
             raise _more_than_tensors(file, f"'{name}', a {type(value).__name__}")
     return dict(held)
@@ -190,7 +191,7 @@ def _read_arrays(file: Path) -> dict[str, Tensor]:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # as with a pickle: of zipfile, of zlib, of numpy's header or of torch
         raise ArtifactError(f"{file} is not a whole archive of numeric arrays ({error}). Write it anew.") from None
 
 

@@ -74,7 +74,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if manifest:
         task, own, limit = manifest.task, manifest.settings.get("task", {}), manifest.settings.get("max_length")
     else:
-        task, own, limit = *foreign_task(path, settings), trained_length(path)
+        task, own, limit = *foreign_task(path, settings, lowercased=tokenizer.lowercased), trained_length(path)
     return Checkpoint(
         path=path,
         config=config,

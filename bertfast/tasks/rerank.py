@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from bertfast.config import Config, ModelConfig
@@ -29,7 +30,6 @@ from bertfast.tasks.task import (
     one_logit,
     only_piece,
     plain_forward,
-    take_all,
     text_or_pair,
 )
 from bertfast.text.batch import Features
@@ -67,6 +67,24 @@ def _gold(example: Example) -> tuple[str, float] | None:
     return str(example.request["text"]), float(example.gold)
 
 
+def refuse(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Raise DataError where a model cannot be judged by the grades: before it is trained or measured, not after."""
+    golds = [example.gold for example in examples]
+    if None not in golds:
+        _both_kinds(golds)
+
+
+def _both_kinds(golds: Sequence[tuple[str, float]]) -> npt.NDArray[np.bool_]:
+    """bool [golds], True for the relevant ones; DataError where all are, or none."""
+    relevant = np.array([grade >= RELEVANT for _, grade in golds])
+    if relevant.all() or not relevant.any():
+        raise DataError(
+            f"{relevant.sum()} of the {len(golds)} pairs that rerank is judged by have a label of {RELEVANT} or more. "
+            "Give it pairs of both kinds."
+        )
+    return relevant
+
+
 def check(request: Request) -> None:
     """Raise DataError unless a request is `{"text": …, "pair": …}`."""
     _, pair = text_or_pair(request)
@@ -92,12 +110,7 @@ def score(answers: Sequence[Answer], golds: Sequence[tuple[str, float]]) -> dict
     from sklearn.metrics import average_precision_score
 
     scores, grades = [answer["score"] for answer in answers], np.array([grade for _, grade in golds])
-    relevant = grades >= RELEVANT
-    if relevant.all() or not relevant.any():
-        raise DataError(
-            f"{relevant.sum()} of the {len(golds)} pairs that rerank is judged by have a label of {RELEVANT} or more. "
-            "Give it pairs of both kinds."
-        )
+    relevant = _both_kinds(golds)
     precision = {"average_precision": float(average_precision_score(relevant, scores))}
     return precision | grouped_rankings(scores, grades, [query for query, _ in golds])
 
@@ -140,7 +153,7 @@ RERANK = Task(
     read=read,
     labels=one_logit,
     settle=as_given,
-    refuse=take_all,
+    refuse=refuse,
     check=check,
     encode=encode_texts,
     decode=decode,

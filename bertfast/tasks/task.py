@@ -71,7 +71,7 @@ class Task:
         read: the examples of a file; its last argument says whether each must have its gold.
         labels: the class names that training examples show, in the order that the logits are to have.
         settle: the settings with what the training examples decide.
-        refuse: raises DataError for an example whose gold a model with these labels cannot answer.
+        refuse: raises DataError where a model with these labels cannot be judged by the golds of the examples.
         check: raises DataError for a malformed request.
         encode: the sequences of each request.
         decode: the pieces of a batch's sequences, from its outputs.

@@ -92,6 +92,11 @@ class Tokenizer:
         """One more than the highest id, so that an embedding of this many rows holds every token."""
         return max(self.backend.get_vocab().values()) + 1
 
+    @property
+    def lowercased(self) -> bool:
+        """Whether capitals are made small before a text is cut."""
+        return bool(self.backend.normalizer.lowercase)
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         return [self.backend.id_to_token(index) or "[UNK]" for index in ids]
 

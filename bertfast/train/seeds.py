@@ -8,21 +8,26 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bertfast.errors import ConfigError
+from bertfast import artifact
+from bertfast.errors import ArtifactError, ConfigError
 from bertfast.train.selection import quoted
 
 SEEDS_FILE = "seeds.json"
 
 
-def parse_seeds(text: str, first: int) -> list[int]:
-    """The seeds that `3` (so many, from `first` on) or `0,1,7` (these) names.
+def parse_seeds(text: str, first: int | None) -> list[int]:
+    """The seeds that `3` (so many, from `first` on, or from 0) or `0,1,7` (these) names.
 
+    Args:
+        first: what the setting `seed` was given as; None where it was not.
     Raises:
-        ConfigError: it is neither, or names a seed twice.
+        ConfigError: it is neither, names a seed twice, or is a list beside `first`.
     """
     parts = text.split(",")
     numbers = [int(part) for part in parts if part.strip().isdecimal()]
-    seeds = numbers if len(parts) > 1 else [first + number for number in range(sum(numbers))]
+    if len(parts) > 1 and first is not None:
+        raise ConfigError(f"--seeds {text} names the seeds, and so does seed={first}. Leave out one of the two.")
+    seeds = numbers if len(parts) > 1 else [(first or 0) + number for number in range(sum(numbers))]
     if not seeds or len(set(numbers)) < len(parts):
         raise ConfigError(
             f"--seeds {text} is neither a count, such as 3, nor a list of different seeds, such as 0,1,2."
@@ -40,7 +45,13 @@ def run_seeds(
         metric: what is summarised, by its name in the results.
     Returns:
         `metric`, its `mean`, `sd` (of a sample; None for a single seed), `min` and `max`, and `results` by seed.
+    Raises:
+        ArtifactError: `out` is an artefact itself, of which the runs would become a part.
     """
+    if (out / artifact.MANIFEST).exists():
+        raise ArtifactError(
+            f"{out} is an artefact, and --seeds makes a folder of several. Give --out another path, or remove it."
+        )
     results = {str(seed): dict(run(seed, out / f"seed-{seed}")) for seed in seeds}
     metric = quoted(next(iter(results.values())), metric)
     values = [result[metric] for result in results.values()]

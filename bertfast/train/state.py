@@ -83,11 +83,17 @@ class RunDirectory:
         return self.path / artifact.LOGS
 
     def result(self) -> dict[str, float] | None:
-        """What the run ended with, where it has ended: the checkpoint at `out` is of this very run."""
+        """What the run ended with, where it has ended: the checkpoint at `out` is of this very run.
+
+        Raises:
+            ConfigError: it ended with other settings, which an ended run cannot go on with.
+        """
         if not (self.out / artifact.MANIFEST).is_file():
             return None
         settings = artifact.open_manifest(self.out, "checkpoint").settings
-        self._refuse_other_run(self.out, {key: value for key, value in settings.items() if key != "result"})
+        self._refuse_other_run(
+            self.out, {key: value for key, value in settings.items() if key != "result"}, _FREE_TO_CHANGE
+        )
         return dict(settings["result"])
 
     @contextmanager
@@ -118,7 +124,7 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
         elif (latest := self._newest_whole_state()) is not None:
             earlier = artifact.open_manifest(latest, verify_hashes=False).settings["identity"]
-            self._refuse_other_run(self.path, earlier)
+            self._refuse_other_run(self.path, earlier, _FREE_TO_CHANGE | _SAID_WHEN_CHANGED)
 
     def states(self) -> list[Path]:
         """The saved states, the oldest first."""
@@ -195,18 +201,17 @@ class RunDirectory:
     def _state(self, step: int) -> Path:
         return self.path / f"state-{step:08d}"
 
-    def _refuse_other_run(self, place: Path, earlier: dict[str, Any]) -> None:
+    def _refuse_other_run(self, place: Path, earlier: dict[str, Any], may_change: set[str]) -> None:
         mine = json.loads(json.dumps(self.identity))
-        for key in sorted(set(mine) | set(earlier)):
-            if key in _FREE_TO_CHANGE or mine.get(key) == earlier.get(key):
-                continue
-            if key in _SAID_WHEN_CHANGED:
-                warnings.warn(f"the run goes on with {key} = {mine[key]} instead of {earlier.get(key)}.", stacklevel=2)
-            else:
+        changed = [key for key in sorted(set(mine) | set(earlier)) if mine.get(key) != earlier.get(key)]
+        for key in changed:
+            if key not in may_change:
                 raise ConfigError(
                     f"{place} was started with {key} = {earlier.get(key)!r}, and now it is {mine.get(key)!r}. "
                     "Resume with the same settings and data, or start anew with --overwrite."
                 )
+            if key in _SAID_WHEN_CHANGED:
+                warnings.warn(f"the run goes on with {key} = {mine[key]} instead of {earlier.get(key)}.", stacklevel=2)
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

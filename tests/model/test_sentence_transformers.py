@@ -145,6 +145,37 @@ def test_a_prompt_before_every_text_is_refused(foreign: Path) -> None:
     assert open_checkpoint(foreign).task == "embed"
 
 
+def test_lower_case_over_a_tokenizer_that_keeps_capitals_is_refused(foreign: Path) -> None:
+    edit(foreign / "sentence_bert_config.json", do_lower_case=True)
+    assert open_checkpoint(foreign).task == "embed"  # its tokenizer does that anyway
+    values = json.loads((foreign / "tokenizer.json").read_text())
+    values["normalizer"]["lowercase"] = False
+    (foreign / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match=r"do_lower_case true.*keeps capitals.*Lower your texts"):
+        open_checkpoint(foreign)
+    edit(foreign / "sentence_bert_config.json", do_lower_case=False)
+    assert open_checkpoint(foreign).task == "embed"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "named"),
+    [
+        ("modules.json", [{"path": ""}], "a module has no 'type'"),
+        ("modules.json", [{"type": "x.Transformer"}], "a module has no 'path'"),
+        ("modules.json", ["Transformer"], "it is no list of modules"),
+        ("modules.json", 3, "it is no list of modules"),
+        ("1_Pooling/config.json", [], "it holds no object"),
+        ("sentence_bert_config.json", [], "it holds no object"),
+        ("config_sentence_transformers.json", "x", "it holds no object"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length 'long'"),
+    ],
+)
+def test_a_file_of_another_form_is_named(foreign: Path, name: str, values: object, named: str) -> None:
+    (foreign / name).write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match=f"{name} .*{named}"):
+        open_checkpoint(foreign)
+
+
 def test_damaged_and_missing_files_are_named(foreign: Path) -> None:
     (foreign / "1_Pooling" / "config.json").unlink()
     with pytest.raises(ArtifactError, match=r"1_Pooling/config.json is missing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -289,7 +290,12 @@ def test_a_pickle_that_holds_an_object_is_refused(foreign: Path, weights: Weight
 
 
 @pytest.mark.parametrize(
-    ("held", "named"), [([torch.zeros(2)], "a list"), ({"state_dict": {"a": torch.zeros(2)}}, "'state_dict', a dict")]
+    ("held", "named"),
+    [
+        ([torch.zeros(2)], "a list"),
+        ({"state_dict": {"a": torch.zeros(2)}}, "'state_dict', a dict"),
+        ({0: torch.zeros(2)}, "a tensor by 0, which is no name"),
+    ],
 )
 def test_a_pickle_of_other_things_is_refused(foreign: Path, held: object, named: str) -> None:
     torch.save(held, foreign / "pytorch_model.bin")
@@ -305,6 +311,20 @@ def test_weights_cut_short_are_refused(foreign: Path, weights: Weights, name: st
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(ArtifactError, match=f"{name} is not a whole"):
         read_tensors(file)
+
+
+def test_a_byte_that_changed_in_an_archive_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    file, array = tmp_path / "bert_model.npz", np.arange(40, dtype=np.float32)
+    np.savez_compressed(file, weights=array)
+    whole, refused = file.read_bytes(), 0
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        held = {}
+        with contextlib.suppress(ArtifactError):
+            held = read_tensors(file)
+        refused += not held
+        assert all(torch.equal(tensor, torch.from_numpy(array)) for tensor in held.values())
+    assert refused > len(whole) / 2
 
 
 def test_an_archive_of_objects_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_the_gold_is_the_grade_under_its_query(tmp_path: Path) -> None:
     assert [example.gold for example in read(tmp_path, rows)] == [("a river", 1.0), ("a", 0.25)]
     bare = read(tmp_path, [{"query": "a", "passage": "b"}], golds_needed=False)
     assert bare == [Example({"text": "a", "pair": "b"}, None, bare[0].where)]
+    RERANK.refuse(bare, ())
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,15 @@ def test_the_metrics_are_over_all_pairs_and_within_each_query() -> None:
     for grade in (0.0, 1.0):
         with pytest.raises(DataError, match=r"of the 4 pairs.*Give it pairs of both kinds"):
             RERANK.score(answers, [("a", grade)] * 4)
+
+
+def test_dev_pairs_of_one_kind_are_refused_before_anything_is_trained(pretrained: Path, tmp_path: Path) -> None:
+    rows = rows_with_an_answer(2, 1)
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    dev = write_rows(tmp_path / "dev.jsonl", [row for row in rows if row["label"]])
+    with pytest.raises(DataError, match="2 of the 2 pairs.*Give it pairs of both kinds"):
+        finetune(open_checkpoint(pretrained), RERANK, train, dev, tmp_path / "m", TINY_FINETUNE)
+    assert not list(tmp_path.glob("m*"))
 
 
 def test_transformers_opens_ours_with_one_logit(reranker: Path) -> None:

@@ -153,9 +153,20 @@ def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Pat
     first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     assert again == first
-    other = TINY_PRETRAIN.model_copy(update={"seed": 3})
-    with pytest.raises(ConfigError, match="started with seed = 0, and now it is 3"):
-        pretrain(corpus, tmp_path / "model", other, model_settings=TINY_SHAPE, resume=True)
+    often = TINY_PRETRAIN.model_copy(update={"log_every_steps": 2})
+    assert pretrain(corpus, tmp_path / "model", often, model_settings=TINY_SHAPE, resume=True) == first
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "earlier"),
+    [("seed", 3, "0"), ("learning_rate", 1e-4, "0.001"), ("precision", Precision.BF16, "'fp32'")],
+)
+def test_what_has_ended_does_not_go_on_with_other_settings(
+    corpus: Corpus, undisturbed: Path, key: str, value: object, earlier: str
+) -> None:
+    other = TINY_PRETRAIN.model_copy(update={key: value})
+    with pytest.raises(ConfigError, match=f"started with {key} = {earlier}, and now it is"):
+        pretrain(corpus, undisturbed, other, model_settings=TINY_SHAPE, resume=True)
 
 
 def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
