@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat
 
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import ConfigError, did_you_mean
+from bertfast.tasks.probabilities import softmax
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -48,10 +49,8 @@ def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> 
 
 def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> list[Answer]:
     """`{"label", "score", "scores"}` of each row; scores are softmax probabilities by label."""
-    logits = outputs["logits"].astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     answers: list[Answer] = []
-    for row in exponentials / exponentials.sum(axis=1, keepdims=True):
+    for row in softmax(outputs["logits"]):
         scores = dict(zip(context.labels, row.tolist(), strict=True))
         label = context.labels[int(row.argmax())]
         answers.append({"label": label, "score": scores[label], "scores": scores})

@@ -18,6 +18,7 @@ from pydantic import Field
 from bertfast.config import Config
 from bertfast.errors import DataError
 from bertfast.tasks.classify import build
+from bertfast.tasks.probabilities import sigmoid
 from bertfast.tasks.soft_targets import each_for_itself
 from bertfast.tasks.task import (
     Answer,
@@ -76,9 +77,8 @@ def refuse(examples: Sequence[Example], names: Sequence[str]) -> None:
 def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> list[Answer]:
     """`{"labels", "scores"}` of each row: the labels whose probability reaches the threshold, in the model's order."""
     assert isinstance(context.settings, MultiLabelSettings)
-    probabilities = 0.5 * (1 + np.tanh(outputs["logits"].astype(np.float64) / 2))  # the sigmoid, without overflow
     answers: list[Answer] = []
-    for row in probabilities.tolist():
+    for row in sigmoid(outputs["logits"]).tolist():
         scores = dict(zip(context.labels, row, strict=True))
         given = [label for label, value in scores.items() if value >= context.settings.threshold]
         answers.append({"labels": given, "scores": scores})

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
+from bertfast.tasks.probabilities import softmax
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -20,6 +21,7 @@ from bertfast.tasks.task import (
     Task,
     as_given,
     encode_texts,
+    no_labels,
     only_piece,
     take_all,
     text_or_pair,
@@ -41,31 +43,21 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> li
     for row, sequence in enumerate(encoded):
         places = [i for i, token in enumerate(sequence.input_ids) if token == context.tokenizer.mask_id]
         masks = [_best_tokens(outputs["prediction_logits"][row, place], context) for place in places]
-        is_next = float(_softmax(outputs["seq_relationship_logits"][row])[0])
+        is_next = float(softmax(outputs["seq_relationship_logits"][row])[0])
         answers.append({"masks": masks, "is_next": is_next})
     return answers
 
 
 def _best_tokens(logits: npt.NDArray[np.float32], context: Context) -> list[Answer]:
-    probabilities = _softmax(logits)
+    probabilities = softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:_CANDIDATES]
     tokens = context.tokenizer.tokens(best.tolist())
     return [{"token": token, "score": float(p)} for token, p in zip(tokens, probabilities[best], strict=True)]
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    exponentials: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
-    exponentials /= exponentials.sum()
-    return exponentials
-
-
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
     """The texts of a file; labels of other tasks that stand in it are left out."""
     return [Example(example.request) for example in read_examples(path, columns, labels_needed=False)]
-
-
-def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    return ()
 
 
 def score(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, float]:
@@ -131,7 +123,7 @@ PRETRAIN = Task(
     metric="nsp_accuracy",
     settings=NoSettings,
     read=read,
-    labels=labels,
+    labels=no_labels,
     settle=as_given,
     refuse=take_all,
     check=text_or_pair,

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from pydantic import Field
 
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
+from bertfast.tasks.probabilities import softmax
 from bertfast.tasks.squad_metric import squad_scores
-from bertfast.tasks.task import Answer, Context, Outputs, Targets, Task, take_all
+from bertfast.tasks.task import Answer, Context, Outputs, Targets, Task, no_labels, take_all
 from bertfast.text.batch import Features
 from bertfast.text.labelled import Columns, Example, Request
 from bertfast.text.squad import Misaligned, Span, read_squad
@@ -81,12 +82,14 @@ def check(request: Request) -> None:
 
 
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
-    return read_squad(path, columns, cast(QaSettings, settings).misaligned, answers_needed=golds_needed)
+    assert isinstance(settings, QaSettings)
+    return read_squad(path, columns, settings.misaligned, answers_needed=golds_needed)
 
 
 def settle(settings: Config, examples: Sequence[Example]) -> Config:
     """Where it is not told, a question may have no answer if one of the examples has none."""
-    if cast(QaSettings, settings).no_answer is not None:
+    assert isinstance(settings, QaSettings)
+    if settings.no_answer is not None:
         return settings
     return settings.model_copy(update={"no_answer": any(not example.gold for example in examples)})
 
@@ -98,7 +101,8 @@ def encode(requests: Sequence[Request], context: Context) -> list[list[Encoded]]
     """
     for request in requests:
         check(request)
-    settings, tokenizer = cast(QaSettings, context.settings), context.tokenizer
+    settings, tokenizer = context.settings, context.tokenizer
+    assert isinstance(settings, QaSettings)
     limit = min(settings.max_query_length, (context.max_length - 3) // 2)
     questions = tokenizer.ids_of_texts([request["question"] for request in requests])
     contexts = list(dict.fromkeys(request["context"] for request in requests))
@@ -134,7 +138,8 @@ def _window(
 def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> list[Candidates]:
     """The best valid spans of each window: they end where they start or later, within the context, and are not over
     `max_answer_length` tokens long."""
-    settings = cast(QaSettings, context.settings)
+    settings = context.settings
+    assert isinstance(settings, QaSettings)
     starts, ends = (outputs[name].astype(np.float64) for name in ("start_logits", "end_logits"))
     return [
         Candidates(float(start[0] + end[0]), _best_spans(start, end, sequence, settings))
@@ -170,13 +175,15 @@ def merge(request: Request, pieces: Sequence[Candidates], context: Context) -> A
     the answer is empty. A context without words has the empty answer; its `null_score` is None, for there is nothing
     to outweigh.
     """
-    settings = cast(QaSettings, context.settings)
+    settings = context.settings
+    assert isinstance(settings, QaSettings)
     spans = _distinct(pieces)[: settings.n_best_size]
     nothing = [Candidate(min(piece.null for piece in pieces), 0, 0)] if settings.no_answer else []
     ranked = sorted(spans + nothing, key=lambda candidate: -candidate.score)
+    probabilities = softmax(np.array([candidate.score for candidate in ranked])).tolist()
     answers = [
         {"answer": request["context"][start:end], "start": start, "end": end, "score": probability}
-        for (_, start, end), probability in zip(ranked, _softmax(ranked), strict=True)
+        for (_, start, end), probability in zip(ranked, probabilities, strict=True)
     ]
     empty: Answer = {"answer": "", "start": 0, "end": 0, "score": 0.0}
     best = next((answer for answer in answers if answer["answer"]), empty)
@@ -194,12 +201,6 @@ def _distinct(pieces: Sequence[Candidates]) -> list[Candidate]:
     for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: -span.score):
         best.setdefault((span.start, span.end), span)
     return list(best.values())
-
-
-def _softmax(candidates: Sequence[Candidate]) -> list[float]:
-    scores = np.array([candidate.score for candidate in candidates])
-    exponentials = np.exp(scores - scores.max(initial=-np.inf))
-    return cast(list[float], (exponentials / exponentials.sum()).tolist())
 
 
 def score(answers: Sequence[Answer], golds: Sequence[Sequence[Span]]) -> dict[str, float]:
@@ -330,7 +331,7 @@ QA = Task(
     metric="f1",
     settings=QaSettings,
     read=read,
-    labels=lambda examples: (),
+    labels=no_labels,
     settle=settle,
     refuse=take_all,
     check=check,

@@ -16,6 +16,7 @@ from bertfast.errors import DataError
 from bertfast.model.sentence_transformers import cross_encoder_config
 from bertfast.model.weights import CONFIG_FILE
 from bertfast.tasks.classify import build
+from bertfast.tasks.probabilities import sigmoid
 from bertfast.tasks.ranking import RELEVANT, grouped_rankings
 from bertfast.tasks.soft_targets import same_numbers
 from bertfast.tasks.task import (
@@ -96,7 +97,7 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> li
     settings = context.settings
     assert isinstance(settings, RerankSettings)
     logits = outputs["logits"][:, 0].astype(np.float64)
-    scores = logits if settings.activation == "identity" else 0.5 * (1 + np.tanh(logits / 2))  # never overflows
+    scores = logits if settings.activation == "identity" else sigmoid(logits)
     return [{"score": value} for value in scores.tolist()]
 
 

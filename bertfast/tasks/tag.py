@@ -12,6 +12,7 @@ import numpy as np
 
 from bertfast.config import Config, ModelConfig
 from bertfast.errors import DataError
+from bertfast.tasks.probabilities import softmax
 from bertfast.tasks.task import (
     Answer,
     Context,
@@ -123,11 +124,9 @@ def decode(outputs: Outputs, encoded: Sequence[Encoded], context: Context) -> li
     """The likeliest tag of each word that a sequence is read for."""
     pieces = []
     for logits_SC, sequence in zip(outputs["logits"], encoded, strict=True):
-        logits = logits_SC[list(sequence.word_starts)].astype(np.float64)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        best = logits.argmax(axis=1)
-        scores = exponentials.max(axis=1) / exponentials.sum(axis=1)
-        pieces.append([(context.labels[label], score) for label, score in zip(best, scores.tolist(), strict=True)])
+        probabilities = softmax(logits_SC[list(sequence.word_starts)])
+        best, scores = probabilities.argmax(axis=1), probabilities.max(axis=1).tolist()
+        pieces.append([(context.labels[label], score) for label, score in zip(best, scores, strict=True)])
     return pieces
 
 
