@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bertfast.model import encoder as encoding
 from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
@@ -65,6 +66,23 @@ def test_every_option_goes_on_bit_for_bit(
         tuned(pretrained, row_files, tmp_path / "cut", **changes)
     tuned(pretrained, row_files, tmp_path / "cut", resume=True, **changes)
     assert alike(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_layers_are_computed_again_where_that_is_asked_for_and_change_not_a_bit(
+    pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [0], encoding.checkpoint
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(encoding, "checkpoint", counted)
+    tuned(pretrained, row_files, tmp_path / "plain")
+    assert calls == [0]
+    tuned(pretrained, row_files, tmp_path / "again", gradient_checkpointing=True)
+    assert calls == [6 * 2]  # each of six steps, each of two layers
+    assert alike(tmp_path / "plain", tmp_path / "again")
 
 
 def test_layer_rates_reach_the_words_that_no_example_holds(pretrained: Path, row_files: Files, tmp_path: Path) -> None:
