@@ -14,7 +14,7 @@ from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, power_cut_after
+from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
 
 Files = tuple[Path, Path]
 
@@ -22,15 +22,6 @@ Files = tuple[Path, Path]
 def tuned(start: Path, files: Files, out: Path, *, resume: bool = False, **changes: object) -> dict[str, float]:
     config = TINY_FINETUNE.model_copy(update={"max_steps": 6, **changes})
     return finetune(open_checkpoint(start), get_task("classify"), *files, out, config, resume=resume)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(path / "model.safetensors")
-
-
-def alike(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_frozen_layers_stay_as_they_were_and_have_no_moments(
