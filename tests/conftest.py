@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bertfast.config import Config, FinetuneConfig, ModelConfig, PretrainConfig
+from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import save_checkpoint
 from bertfast.tasks import Context, get_task
 from bertfast.text import tokenizer as tokenization
@@ -237,6 +238,21 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     origin, name = request.param.split("_")[:2]
     text = "google_sample_text.txt" if origin == "google" else f"{origin}_{name}.txt"
     return Golden(folder / text, json.loads(settings), lines)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint."""
+    return read_tensors(path / "model.safetensors")
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the tensors are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def alike(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same weights."""
+    return same(weights(one), weights(other))
 
 
 @contextmanager

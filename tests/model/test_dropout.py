@@ -54,3 +54,14 @@ def test_attention_is_torchs_own_but_for_what_is_dropped() -> None:
     torch.manual_seed(0)
     mean = torch.stack([attention_with_dropout(query, key, value, scores, 0.2) for _ in range(4000)]).mean(0)
     assert torch.allclose(mean, expected, atol=0.1)
+
+
+def test_attention_drops_a_share_of_its_probabilities_and_scales_the_rest() -> None:
+    """With the unit matrix for values the output is the probabilities themselves."""
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 8, 4, 64, 64).unbind()
+    scores, value = torch.zeros(8, 1, 1, 64), torch.eye(64).expand(8, 4, 64, 64)
+    whole = functional.scaled_dot_product_attention(query, key, value, scores)
+    kept = attention_with_dropout(query, key, value, scores, 0.2)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.2, abs=5e-3)
+    assert torch.allclose(kept[kept != 0], whole[kept != 0] / 0.8, rtol=1e-3)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from bertfast import artifact
 from bertfast.config import FinetuneConfig, ModelConfig
 from bertfast.errors import ConfigError
-from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import Context, get_task
 from bertfast.tasks.embed import EmbedSettings
@@ -24,7 +23,7 @@ from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.train.distill import evenly_spread, refuse_lessons_without_teacher, refuse_other_teacher
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_checkpoint, write_rows
+from tests.conftest import TINY_FINETUNE, alike, labelled_rows, power_cut_after, weights, write_checkpoint, write_rows
 
 Files = tuple[Path, Path]
 
@@ -35,15 +34,6 @@ def taught(
     config = TINY_FINETUNE.model_copy(update={"max_steps": 6, **changes})
     at = open_checkpoint(teacher) if teacher else None
     return finetune(open_checkpoint(start), get_task("classify"), *files, out, config, teacher=at, resume=resume)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(path / "model.safetensors")
-
-
-def alike(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")

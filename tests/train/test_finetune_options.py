@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from bertfast.model import encoder as encoding
 from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, power_cut_after
+from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
 
 Files = tuple[Path, Path]
 
@@ -21,15 +22,6 @@ Files = tuple[Path, Path]
 def tuned(start: Path, files: Files, out: Path, *, resume: bool = False, **changes: object) -> dict[str, float]:
     config = TINY_FINETUNE.model_copy(update={"max_steps": 6, **changes})
     return finetune(open_checkpoint(start), get_task("classify"), *files, out, config, resume=resume)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(path / "model.safetensors")
-
-
-def alike(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_frozen_layers_stay_as_they_were_and_have_no_moments(
@@ -65,6 +57,23 @@ def test_every_option_goes_on_bit_for_bit(
         tuned(pretrained, row_files, tmp_path / "cut", **changes)
     tuned(pretrained, row_files, tmp_path / "cut", resume=True, **changes)
     assert alike(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_layers_are_computed_again_where_that_is_asked_for_and_change_not_a_bit(
+    pretrained: Path, row_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [0], encoding.checkpoint
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(encoding, "checkpoint", counted)
+    tuned(pretrained, row_files, tmp_path / "plain")
+    assert calls == [0]
+    tuned(pretrained, row_files, tmp_path / "again", gradient_checkpointing=True)
+    assert calls == [6 * 2]  # each of six steps, each of two layers
+    assert alike(tmp_path / "plain", tmp_path / "again")
 
 
 def test_layer_rates_reach_the_words_that_no_example_holds(pretrained: Path, row_files: Files, tmp_path: Path) -> None:

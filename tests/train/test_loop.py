@@ -17,7 +17,6 @@ import torch
 from bertfast import artifact
 from bertfast.config import ModelConfig, Precision, TrainConfig
 from bertfast.errors import ArtifactError, ConfigError, DivergenceError
-from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
@@ -30,15 +29,7 @@ from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
 from bertfast.train.optimizer import make_optimizer
 from bertfast.train.pretrain import PretrainSource, pretrain
-from tests.conftest import TINY_PRETRAIN, TINY_SHAPE
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(path / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from tests.conftest import TINY_PRETRAIN, TINY_SHAPE, alike, power_cut_after, same
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +56,18 @@ def test_pretraining_learns_and_says_so(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_weights(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
 
 
 def test_worker_processes_change_nothing(corpus: Corpus, undisturbed: Path, tmp_path: Path) -> None:
     config = TINY_PRETRAIN.model_copy(update={"workers": 1})
     pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
 
 
-def test_an_evaluation_between_comes_before_the_state_of_its_step(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_between_comes_before_the_state_of_its_step(corpus: Corpus, tmp_path: Path) -> None:
     """So that a kill in the middle of it does not lose it."""
-    interrupt_after(5, corpus, tmp_path / "model", monkeypatch, evaluate_every_steps=4)
+    interrupt_after(5, corpus, tmp_path / "model", evaluate_every_steps=4)
     shutil.rmtree(tmp_path / "model.run" / "state-00000004")
     config = TINY_PRETRAIN.model_copy(update={"evaluate_every_steps": 4})
     pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE, resume=True)
@@ -88,15 +77,15 @@ def test_an_evaluation_between_comes_before_the_state_of_its_step(
 
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_run_that_stops_and_goes_on_ends_with_the_same_weights(
-    corpus: Corpus, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    corpus: Corpus, undisturbed: Path, tmp_path: Path, stop: int
 ) -> None:
     """After step 3 the newest state is that of step 2; after step 4 it is its own."""
-    interrupt_after(stop, corpus, tmp_path / "model", monkeypatch)
+    interrupt_after(stop, corpus, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     with pytest.raises(ArtifactError, match="unfinished run.*--resume"):
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "model" / "logs" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -129,7 +118,7 @@ def test_ctrl_c_ends_the_step_and_saves_it(
     assert signal.getsignal(signal.SIGINT) is before
     assert (tmp_path / "model.run" / f"state-{step:08d}").is_dir()
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
 
 
 def test_ctrl_c_before_the_first_step_saves_the_beginning(
@@ -146,7 +135,7 @@ def test_ctrl_c_before_the_first_step_saves_the_beginning(
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE)
     assert (tmp_path / "model.run" / "state-00000000").is_dir()
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
 
 
 def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
@@ -185,47 +174,24 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
     assert not (tmp_path / "killed").exists()
     subprocess.run([*command, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
-    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert alike(tmp_path / "killed", tmp_path / "whole")
 
 
-def interrupt_after(
-    steps: int,
-    corpus: Corpus,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    resume: bool = False,
-    done: int = 0,
-    **changes: object,
-) -> None:
-    """Run until a power cut after so many steps, `done` of which were done before."""
-    real = loop.optimizer_step
-
-    def stopping(*arguments: object, **options: object) -> object:
-        nonlocal done
-        if done == steps:
-            raise RuntimeError("power cut")
-        done += 1
-        return real(*arguments, **options)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "optimizer_step", stopping)
+def interrupt_after(steps: int, corpus: Corpus, out: Path, *, resume: bool = False, **changes: object) -> None:
+    """Run so many steps, until a power cut."""
+    with power_cut_after(steps):
         pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=TINY_SHAPE, resume=resume)
 
 
-def test_resuming_with_other_settings_is_refused(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+def test_resuming_with_other_settings_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    interrupt_after(3, corpus, tmp_path / "model")
     other = TINY_PRETRAIN.model_copy(update={"weight_decay": 0.5})
     with pytest.raises(ConfigError, match=r"started with weight_decay = 0.01, and now it is 0.5"):
         pretrain(corpus, tmp_path / "model", other, model_settings=TINY_SHAPE, resume=True)
 
 
-def test_a_run_that_diverges_goes_on_with_a_lower_rate(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+def test_a_run_that_diverges_goes_on_with_a_lower_rate(corpus: Corpus, tmp_path: Path) -> None:
+    interrupt_after(3, corpus, tmp_path / "model")
     lower = TINY_PRETRAIN.model_copy(update={"learning_rate": 1e-4})
     with pytest.warns(UserWarning, match="goes on with learning_rate = 0.0001 instead of 0.001"):
         pretrain(corpus, tmp_path / "model", lower, model_settings=TINY_SHAPE, resume=True)
@@ -234,8 +200,8 @@ def test_a_run_that_diverges_goes_on_with_a_lower_rate(
     assert rates[1] > 5e-4 > 1e-4 >= rates[2]
 
 
-def test_two_runs_do_not_share_a_directory(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+def test_two_runs_do_not_share_a_directory(corpus: Corpus, tmp_path: Path) -> None:
+    interrupt_after(3, corpus, tmp_path / "model")
     with (
         artifact.hold(tmp_path / "model.run", "training"),
         pytest.raises(ArtifactError, match="another process is training in .*model.run"),
@@ -262,54 +228,49 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     corpus: Corpus,
     undisturbed: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
 ) -> None:
     """One byte of the newest state is other than its hash says, or its manifest is torn, or gone."""
-    interrupt_after(5, corpus, tmp_path / "model", monkeypatch)
+    interrupt_after(5, corpus, tmp_path / "model")
     older, newest = sorted((tmp_path / "model.run").glob("state-*"))
     assert (older.name, newest.name) == ("state-00000002", "state-00000004")
     damage(newest)
     with pytest.warns(UserWarning, match="goes on from an older state"):
-        interrupt_after(5, corpus, tmp_path / "model", monkeypatch, resume=True, done=2)
+        interrupt_after(3, corpus, tmp_path / "model", resume=True)
     assert [path.name for path in sorted((tmp_path / "model.run").glob("state-*"))] == [
         "state-00000002",
         "state-00000004",
         "state-00000004.damaged",
     ]
     pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
-    assert same(weights(undisturbed), weights(tmp_path / "model"))
+    assert alike(undisturbed, tmp_path / "model")
 
 
-def test_without_a_whole_state_a_run_is_refused(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(3, corpus, tmp_path / "model", monkeypatch)
+def test_without_a_whole_state_a_run_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    interrupt_after(3, corpus, tmp_path / "model")
     (state,) = (tmp_path / "model.run").glob("state-*")
     alter(state)
     with pytest.raises(ArtifactError, match="SHA-256 differs.*No older state.*--overwrite"):
         pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
 
 
-def resumed_is_undisturbed(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> bool:
+def resumed_is_undisturbed(corpus: Corpus, tmp_path: Path, **changes: object) -> bool:
     config = TINY_PRETRAIN.model_copy(update=changes)
     pretrain(corpus, tmp_path / "whole", config, model_settings=TINY_SHAPE)
-    interrupt_after(3, corpus, tmp_path / "cut", monkeypatch, **changes)
+    interrupt_after(3, corpus, tmp_path / "cut", **changes)
     pretrain(corpus, tmp_path / "cut", config, model_settings=TINY_SHAPE, resume=True)
-    return same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    return alike(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_bf16_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resumed_is_undisturbed(corpus, tmp_path, monkeypatch, precision=Precision.BF16)
+def test_bf16_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+    assert resumed_is_undisturbed(corpus, tmp_path, precision=Precision.BF16)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_a_compiled_run_in_bf16_resumes_bit_for_bit(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert resumed_is_undisturbed(corpus, tmp_path, monkeypatch, precision=Precision.BF16, compile=True)
+def test_a_compiled_run_in_bf16_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+    assert resumed_is_undisturbed(corpus, tmp_path, precision=Precision.BF16, compile=True)
 
 
 def test_a_run_directory_that_is_not_ours_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:

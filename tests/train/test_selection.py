@@ -19,25 +19,15 @@ from torch import nn
 
 from bertfast import artifact
 from bertfast.config import FinetuneConfig
-from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train import finetune as finetuning
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
 from bertfast.train.selection import Best, Criterion, better, criterion_of, given_up
-from tests.conftest import TINY_FINETUNE, power_cut_after
+from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
 
 Files = tuple[Path, Path]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(path / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def settings(**changes: object) -> FinetuneConfig:
@@ -102,7 +92,7 @@ def test_a_run_stops_when_it_gets_no_better(
     judged(monkeypatch, [0.3, 0.5, 0.5, 0.4, 0.9])
     kept = run(pretrained, row_files, tmp_path / "best", settings(patience=2))
     assert (kept["steps"], kept["best_step"], kept["dev_accuracy"]) == (8, 4, 0.5)
-    assert not same(tmp_path / "last", tmp_path / "best")
+    assert not alike(tmp_path / "last", tmp_path / "best")
 
 
 @pytest.mark.parametrize("cut", [3, 5, 7])
@@ -119,7 +109,7 @@ def test_a_selected_run_that_goes_on_ends_with_the_same_weights(
     resumed = run(pretrained, row_files, tmp_path / "cut", config, resume=True)
     assert undisturbed["steps"] == resumed["steps"] == 8
     assert undisturbed["dev_accuracy"] == resumed["dev_accuracy"] == (0.5 if keep == "best" else 0.2)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert alike(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_run_that_gave_up_does_not_go_on(
@@ -188,7 +178,7 @@ def test_a_killed_selected_run_resumes_bit_for_bit(pretrained: Path, row_files: 
     assert not (tmp_path / "killed").exists()
     for out, more in (("killed", ["--resume"]), ("whole", [])):
         subprocess.run([*command, "--out", str(tmp_path / out), *more], check=True, capture_output=True)
-    assert same(tmp_path / "killed", tmp_path / "whole")
+    assert alike(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_words_that_no_example_holds_are_those_of_the_best_step_too(
