@@ -28,7 +28,7 @@ from finetune import SUITE, prepare, read_suite
 from provenance import Row, minilm, provenance, run_once
 from sst2 import SETTINGS
 
-from bertfast.bench.report import Report
+from bertfast.bench.results import Measured, Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.config import FinetuneConfig, read_settings
 from bertfast.export.export import export
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, files: tuple[Path, Path]) -> list[Row]:
     return runs
 
 
-def serve(options: argparse.Namespace, dev: Path) -> Report:
+def serve(options: argparse.Namespace, dev: Path) -> Results:
     """Teacher and first student, as checkpoints and as ONNX models, in every backend, taking turns on dev."""
     student = options.out / f"distilled{options.seeds[0]}"
     artefacts = []
@@ -82,12 +82,17 @@ def serve(options: argparse.Namespace, dev: Path) -> Report:
     return bench(BenchPlan(artefacts, dev, command, threads=options.threads), options.out / "report", overwrite=True)
 
 
-def served(report: Report) -> dict[str, Row]:
+def sequences_per_s(item: Measured) -> float | None:
+    speeds = [(item.sequences or 0) / run.elapsed_s for run in item.offline]
+    return statistics.median(speeds) if speeds else None
+
+
+def served(report: Results) -> dict[str, Row]:
     """For each artefact in a backend: accuracy, the median of its sequences a second, and bytes."""
     return {
         item.name: {
             "accuracy": item.metrics.get("accuracy"),
-            "sequences_per_s": statistics.median(item.sequences_per_s) if item.offline_s else None,
+            "sequences_per_s": sequences_per_s(item),
             "bytes": item.artefact_bytes,
             "error": item.error,
         }

@@ -25,7 +25,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bertfast import artifact
-from bertfast.bench.report import Report, print_table
+from bertfast.bench.report import print_table
+from bertfast.bench.results import Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.config import FinetuneConfig, PretrainConfig
 from bertfast.errors import DataError
@@ -86,7 +87,7 @@ class Module:
     docstrings: tuple[str, ...]
 
 
-def run(out: Path) -> Report:
+def run(out: Path) -> Results:
     """Go the whole way and print what came out; everything lies under `out` afterwards."""
     from bertfast.export.export import export
     from bertfast.model.weights import open_checkpoint
@@ -275,7 +276,7 @@ def _print_results(
     tuned: dict[str, float],
     scratch: dict[str, float],
     rows: dict[str, int],
-    report: Report,
+    report: Results,
     out: Path,
 ) -> None:
     lines = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from bertfast.backends.registry import open_backend
 from bertfast.backends.served import AS_TRAINED, ServedModel, open_served
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Context, Outputs, Task
-from bertfast.text.batch import Batch, group_by_budget, pad
+from bertfast.text.batch import Batch, Int64, group_by_budget, pad
 from bertfast.text.labelled import Request
 from bertfast.text.tokenizer import Encoded
 
@@ -22,6 +23,17 @@ MAX_BATCH_SEQUENCES = 256
 _WINDOW = 4096
 
 Input = str | tuple[str, str] | Mapping[str, Any]
+Stopwatch = Callable[[str], AbstractContextManager[object]]
+
+
+def by_length(lengths: Sequence[int]) -> Iterator[Int64]:
+    """The batches that sequences are computed in, as arrays of their places: of similar length, under a budget."""
+    return group_by_budget(lengths, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
+
+
+def untimed(phase: str) -> AbstractContextManager[object]:
+    """A stopwatch that nobody reads."""
+    return nullcontext()
 
 
 class Predictor:
@@ -82,26 +94,38 @@ def answers(
     requests: Sequence[Request],
     encoded: Sequence[Sequence[Encoded]],
     context: Context,
+    *,
+    group: Callable[[Sequence[int]], Iterable[Int64]] = by_length,
+    watch: Stopwatch = untimed,
 ) -> list[Answer]:
-    """The answers to tokenised requests, in their order; sequences go through in batches of similar length.
+    """The answers to tokenised requests, in their order.
 
     Args:
         run: the model: outputs of a batch as float32 arrays.
         encoded: the sequences of each request.
+        group: the places of the sequences of each batch, from the lengths of all sequences.
+        watch: times what happens around `run`: `tokenize` (padding too) and `decode`.
     """
     sequences = [sequence for windows in encoded for sequence in windows]
     pieces: list[Any] = [None] * len(sequences)
-    for indices in group_by_budget([len(item) for item in sequences], MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES):
+    for indices in group([len(item) for item in sequences]):
         rows = [sequences[i] for i in indices]
-        decoded = task.decode(run(pad(rows, context.tokenizer.pad_id)), rows, context)
-        for i, piece in zip(indices, decoded, strict=True):
-            pieces[i] = piece
-    found: list[Answer] = []
-    left = iter(pieces)
-    for request, windows in zip(requests, encoded, strict=True):
-        answer = task.merge(request, list(islice(left, len(windows))), context)
-        found.append(answer | {"truncated": True} if any(window.truncated for window in windows) else answer)
-    return found
+        with watch("tokenize"):
+            batch = pad(rows, context.tokenizer.pad_id)
+        outputs = run(batch)
+        with watch("decode"):
+            for i, piece in zip(indices, task.decode(outputs, rows, context), strict=True):
+                pieces[i] = piece
+    with watch("decode"):
+        left = iter(pieces)
+        return [
+            _whole(task.merge(request, list(islice(left, len(windows))), context), windows)
+            for request, windows in zip(requests, encoded, strict=True)
+        ]
+
+
+def _whole(answer: Answer, windows: Sequence[Encoded]) -> Answer:
+    return answer | {"truncated": True} if any(window.truncated for window in windows) else answer
 
 
 def load(

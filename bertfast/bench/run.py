@@ -1,104 +1,69 @@
-"""`bertfast bench`: every artefact in every backend that runs it, interleaved, on the same rows."""
+"""`bertfast bench`: every artefact in every backend that runs it, and peers, in turn on the same rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertfast import artifact
-from bertfast.backends import ServedModel, backends_for, open_served
-from bertfast.bench.html import require_reporting, write_html
-from bertfast.bench.report import Measured, Report
-from bertfast.bench.scenarios import Scenario, spread
-from bertfast.bench.worker import Candidate, Worker
-from bertfast.errors import BackendError, ConfigError, DataError
-from bertfast.tasks import Answer, Task
-from bertfast.tasks.ranking import unit
-from bertfast.text.labelled import Columns, Example, Request
+from bertfast.backends import ServedModel, open_served
+from bertfast.bench.accuracy import Judge, compare_answers, not_finite
+from bertfast.bench.candidates import Candidate, our_candidates, peer_candidates
+from bertfast.bench.html import require_reporting
+from bertfast.bench.measuring import Running, Say, measure
+from bertfast.bench.plan import BenchPlan
+from bertfast.bench.report import write_reports
+from bertfast.bench.results import GridCell, Measured, Results
+from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, relative_spread, spread
+from bertfast.bench.worker import Worker
+from bertfast.errors import ConfigError
+from bertfast.tasks import Task
+from bertfast.text.labelled import Example
 from bertfast.text.tables import split_reference
 
+__all__ = ["BenchPlan", "bench"]
+
 Notify = Callable[[str, int, int], object]
-Score = Callable[[Sequence[Answer]], dict[str, float]]
+_FACTS = ("precision", "libraries", "load_s", "build_s")
 
 
-@dataclass(frozen=True)
-class BenchPlan:
-    """What to measure.
-
-    Attributes:
-        data: requests in a form that the artefacts' task reads; without golds there is speed only.
-        limit: how many of them, spread over the file; all where it is None.
-        backends: names to measure; all that are installed where it is empty.
-        single_stream_rows: how many requests the single-stream scenario sends one at a time in a repeat.
-        settings: the task's settings that are to be others than the artefacts'.
-    """
-
-    artefacts: Sequence[Path]
-    data: Path
-    command: str
-    columns: Columns = field(default_factory=Columns)
-    limit: int | None = None
-    backends: Sequence[str] = ()
-    scenarios: Sequence[Scenario] = tuple(Scenario)
-    repeats: int = 5
-    threads: int | None = None
-    single_stream_rows: int = 100
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Running:
-    """A candidate while it is measured."""
-
-    model: ServedModel
-    backend: str
-    name: str
-    worker: Worker
-    facts: dict[str, Any] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    offline_s: list[float] = field(default_factory=list)
-    latency_ms: list[tuple[float, ...]] = field(default_factory=list)
-    error: str | None = None
-
-
-def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify = lambda *_: None) -> Report:
+def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify = lambda *_: None) -> Results:
     """Measure and publish a report artefact at `out`.
 
     Args:
         notify: called with (what is being done, steps done, steps in all).
     Raises:
-        ConfigError: nothing to measure, or artefacts of different tasks.
+        ConfigError: nothing to measure, artefacts of different tasks, a peer that is none, or a plan that cannot be
+            carried out.
         DataError: a label in the file that the model does not know, or golds that nothing can be judged by.
     """
     artifact.refuse_existing(out, "report", overwrite)
     require_reporting()
     models = [open_served(path, plan.settings) for path in plan.artefacts]
     task = _same_task(models)
+    _refuse_what_cannot_be_measured(plan, models)
     examples = task.read(plan.data, plan.columns, models[0].context.settings, False)
     examples = [examples[i] for i in spread(len(examples), plan.limit)] if plan.limit else examples
     for model in models:
         task.refuse(examples, model.context.labels)
-    running = _start(plan, models, examples)
+    labelled = all(example.gold is not None for example in examples)
+    judge = Judge(task, [example.gold for example in examples] if labelled else None)
+    candidates = our_candidates(models, plan.backends, plan.settings) + peer_candidates(plan.peers, models)
+    running = _start(plan, candidates, examples)
     try:
-        _measure(plan, running, _score_of(task, examples), notify)
+        _prepare_and_measure(plan, running, judge, notify)
     finally:
         for item in running:
             item.worker.stop()
-    whole = [item for item in running if item.error is None]
-    reference = next((item for item in whole if item.backend == "torch"), next(iter(whole), running[0]))
-    report = _report(plan, task, examples, running, reference)
-    with artifact.create(
-        out, "report", task=task.name, parents={item.name: item.model.sha256 for item in running}, overwrite=overwrite
-    ) as draft:
-        report.write(draft.path)
-        write_html(report, draft.path / "report.html")
+    results = _results(plan, judge, examples, running)
+    parents = {item.candidate.name: item.candidate.model.sha256 for item in running}
+    with artifact.create(out, "report", task=task.name, parents=parents, overwrite=overwrite) as draft:
+        write_reports(results, draft.path)
         draft.settings = {"command": plan.command}
-    return report
+    return results
 
 
 def _same_task(models: Sequence[ServedModel]) -> Task:
@@ -110,152 +75,149 @@ def _same_task(models: Sequence[ServedModel]) -> Task:
     return models[0].task
 
 
-def _start(plan: BenchPlan, models: Sequence[ServedModel], examples: Sequence[Example]) -> list[_Running]:
-    running: list[_Running] = []
+def _refuse_what_cannot_be_measured(plan: BenchPlan, models: Sequence[ServedModel]) -> None:
+    if Scenario.SERVER in plan.scenarios and plan.bound_p99_ms is None:
+        raise ConfigError("the scenario server looks for the highest rate within a bound. Give it: --max-p99-ms.")
+    for model in models:
+        for _, length in plan.grid:
+            if length > model.context.max_length:
+                raise ConfigError(
+                    f"the grid has batches of {length} tokens, and {model.path} takes {model.context.max_length}. "
+                    "Leave out the longer ones."
+                )
+
+
+def _start(plan: BenchPlan, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[Running]:
     requests = [example.request for example in examples]
-    for number, model in enumerate(models, 1):
-        for backend in backends_for(model):
-            if plan.backends and backend not in plan.backends:
-                continue
-            alone = len([other for other in models if other.kind == model.kind]) == 1
-            name = backend if alone else f"{model.path.name} {backend}"
-            name += f" ({number})" if name in {item.name for item in running} else ""
-            candidate = Candidate(model.path, backend, requests, plan.threads, plan.single_stream_rows, plan.settings)
-            running.append(_Running(model, backend, name, Worker(candidate)))
-    if not running:
-        wanted = ", ".join(plan.backends) or "any backend"
-        raise ConfigError(f"no artefact here runs in {wanted}. 'bertfast doctor' says what is installed.")
-    return running
+    return [
+        Running(candidate, Worker(candidate.module, candidate.python, plan.threads), plan, requests)
+        for candidate in candidates
+    ]
 
 
-def _score_of(task: Task, examples: Sequence[Example]) -> Score:
-    """The metrics of answers to these examples; none where one of them has no gold."""
-    golds = [example.gold for example in examples]
-    if any(gold is None for gold in golds):
-        return lambda answers: {}
-    return lambda answers: task.score(answers, golds)
+def _prepare_and_measure(plan: BenchPlan, running: Sequence[Running], judge: Judge, notify: Notify) -> None:
+    """Answers are scored before the long part, which shows what golds or packages lack."""
+    say = _counting(notify, len(running) * (1 + plan.repeats * (len(plan.scenarios) + len(plan.grid))))
+    for item in running:
+        say(f"{item.candidate.name}: load and predict")
+        item.prepare()
+        if item.error is None:
+            _score(item, judge, next(other for other in running if other.answers))
+    measure(plan, running, say)
+    notify("done", 1, 1)
 
 
-def _measure(plan: BenchPlan, running: Sequence[_Running], score: Score, notify: Notify) -> None:
-    """Load, predict and score once each (which warms up, and shows what golds or packages lack before the long part),
-    then repeat the scenarios in turn, beginning elsewhere each time."""
-    steps = len(running) * (1 + plan.repeats * len(plan.scenarios))
+def _counting(notify: Notify, steps: int) -> Say:
+    """Tells of each step, of which there may be more than was thought where repeats differ."""
     done = 0
-    for item in running:
-        notify(f"{item.name}: load and predict", done, steps)
-        loaded = _ask(item, "load")
-        item.facts = {} if loaded is None else vars(loaded)
-        item.answers = _ask(item, "predict") or []
-        item.metrics = score(item.answers) if item.answers else {}
+
+    def say(what: str) -> None:
+        nonlocal done
+        notify(what, done, max(steps, done + 1))
         done += 1
-    for repeat in range(plan.repeats):
-        for scenario in plan.scenarios:
-            for place in range(len(running)):
-                item = running[(place + repeat) % len(running)]
-                notify(f"{item.name}: {scenario.value}, repeat {repeat + 1} of {plan.repeats}", done, steps)
-                samples = _ask(item, "measure", scenario.value)
-                if samples is not None and scenario is Scenario.OFFLINE:
-                    item.offline_s.extend(samples)
-                elif samples is not None:
-                    item.latency_ms.append(tuple(1e3 * sample for sample in samples))
-                done += 1
-    for item in running:
-        item.facts["peak_memory_bytes"] = _ask(item, "peak_memory")
-    notify("done", steps, steps)
+
+    return say
 
 
-def _ask(item: _Running, request: str, *arguments: Any) -> Any:
-    """The worker's answer, or None once this candidate has failed."""
-    if item.error is not None:
-        return None
+def _score(item: Running, judge: Judge, first: Running) -> None:
+    """The metrics of the answers, which must have the form of the first candidate's."""
     try:
-        return item.worker.ask(request, *arguments)
-    except BackendError as error:
-        item.error = str(error)
-        return None
+        compare_answers(judge.task, item.answers, first.answers)
+        item.metrics = judge.metrics(item.answers)
+    except (KeyError, TypeError) as error:
+        item.fail(f"its answers are not of the form of {judge.task.name}: {type(error).__name__}: {error}")
 
 
-def _report(
-    plan: BenchPlan, task: Task, examples: Sequence[Example], running: Sequence[_Running], reference: _Running
-) -> Report:
+def _results(plan: BenchPlan, judge: Judge, examples: Sequence[Example], running: Sequence[Running]) -> Results:
+    reference = _reference(running)
     requests = [example.request for example in examples]
-    lengths = _lengths(task, requests, reference.model)
-    candidates = tuple(_measured(item, reference, task) for item in running)
-    return Report(
+    model = reference.candidate.model
+    lengths = [len(one) for sequences in judge.task.encode(requests, model.context) for one in sequences]
+    return Results(
         command=plan.command,
         data=plan.data.name,
         data_sha256=artifact.sha256_of(split_reference(plan.data)[0]),
         rows=len(examples),
-        task=task.name,
-        metric=_quoted(task, candidates),
-        reference=reference.name,
+        labelled=judge.golds is not None,
+        task=judge.task.name,
+        metric=judge.quoted(reference.metrics),
+        reference=reference.candidate.name,
         repeats=plan.repeats,
         threads=plan.threads,
-        length_percentiles={f"p{p}": int(np.percentile(lengths, p)) for p in (0, 50, 90, 99, 100)},
+        bound_p99_ms=plan.bound_p99_ms,
+        lengths=tuple(np.bincount(lengths).tolist()),
         libraries=artifact.libraries(),
         hardware=artifact.hardware(),
-        candidates=candidates,
+        candidates=tuple(_measured(item, reference, judge, len(lengths)) for item in running),
     )
 
 
-def _quoted(task: Task, candidates: Sequence[Measured]) -> str | None:
-    """The task's metric, or the first one where data of this kind has none of that name; None without golds."""
-    found = next((item.metrics for item in candidates if item.metrics), {})
-    return task.metric if task.metric in found else next(iter(found), None)
+def _reference(running: Sequence[Running]) -> Running:
+    """The first in fp32 that answers; else the first that answers."""
+    whole = [item for item in running if item.error is None] or running
+    sound = [item for item in whole if not not_finite(item.answers)] or whole
+    return next((item for item in sound if item.facts.get("precision") == "fp32"), sound[0])
 
 
-def _lengths(task: Task, requests: Sequence[Request], model: ServedModel) -> list[int]:
-    return [len(sequence) for windows in task.encode(requests, model.context) for sequence in windows]
-
-
-def _measured(item: _Running, reference: _Running, task: Task) -> Measured:
-    size = sum(path.stat().st_size for path in item.model.path.rglob("*") if path.is_file())
+def _measured(item: Running, reference: Running, judge: Judge, sequences: int) -> Measured:
+    candidate = item.candidate
     named = {
-        "name": item.name,
-        "artefact": item.model.path.name,
-        "artefact_sha256": item.model.sha256,
-        "artefact_bytes": size,
-        "backend": item.backend,
+        "name": candidate.name,
+        "system": candidate.system,
+        "artefact": candidate.model.path.name,
+        "artefact_sha256": candidate.model.sha256,
+        "artefact_bytes": sum(path.stat().st_size for path in candidate.model.path.rglob("*") if path.is_file()),
+        "backend": candidate.backend,
     }
     if item.error is not None:
         return Measured(**named, error=item.error)
-    flips, drift = (None, None) if item is reference else compare_answers(task, item.answers, reference.answers)
+    compared = {} if item is reference else judge.compare(item.answers, reference.answers)
     return Measured(
         **named,
-        **item.facts,
+        **{name: item.facts[name] for name in _FACTS if name in item.facts},
+        **compared,
+        **_tokens(item, sequences),
+        batch_size=item.batch_size,
         metrics=item.metrics,
-        flips=flips,
-        largest_score_drift=drift,
-        offline_s=tuple(item.offline_s),
+        not_finite=not_finite(item.answers),
+        truncated=sum("truncated" in answer for answer in item.answers),
+        peak_memory_bytes=item.memory.get("host"),
+        peak_device_memory_bytes=item.memory.get("device"),
+        offline=tuple(item.offline.get(Scenario.OFFLINE, ())),
+        offline_given=tuple(item.offline.get(Scenario.OFFLINE_GIVEN, ())),
         latency_ms=tuple(item.latency_ms),
+        server=tuple(item.server),
+        grid=tuple(
+            GridCell(batch_size=shape[0], length=shape[1], compute_s=tuple(elapsed_s))
+            for shape, elapsed_s in item.grid.items()
+        ),
+        warnings=tuple(_warnings(item)),
     )
 
 
-def compare_answers(
-    task: Task, answers: Sequence[Answer], reference: Sequence[Answer]
-) -> tuple[int | None, float | None]:
-    """(answers that decide otherwise, the largest drift of an answer's numbers).
+def _tokens(item: Running, sequences: int) -> dict[str, Any]:
+    """The fields that count sequences and tokens.
 
-    The first is None where the task decides nothing, the second where its answers hold no numbers.
-
-    Raises:
-        DataError: the two do not answer the same requests.
+    Args:
+        sequences: in the file, for a candidate that cannot tell.
     """
-    if len(answers) != len(reference):
-        raise DataError(f"{len(answers)} answers cannot be compared with {len(reference)}.")
-    pairs = list(zip(answers, reference, strict=True))
-    flips = sum(task.decision(a) != task.decision(b) for a, b in pairs) if task.decision else None
-    return flips, max((drift for a, b in pairs for drift in _drifts(a, b)), default=None)
+    lengths = None if item.lengths is None else [length for request in item.lengths for length in request]
+    return {
+        "sequences": sequences if lengths is None else len(lengths),
+        "real_tokens": None if lengths is None else sum(lengths),
+        "padded_tokens": {scenario.value: padded for scenario, padded in item.padded_tokens.items() if padded},
+    }
 
 
-def _drifts(answer: Answer, reference: Answer) -> list[float]:
-    """The changes of the score of each label or, without labels, of the score; of vectors 1 - their cosine."""
-    if "scores" in reference:
-        return [abs(answer["scores"][label] - value) for label, value in reference["scores"].items()]
-    scores = [abs(answer["score"] - reference["score"])] if "score" in reference else []
-    names = [name for name in ("embedding", "pair_embedding") if name in reference]
-    return scores + [1 - _cosine(answer[name], reference[name]) for name in names]
-
-
-def _cosine(first: Sequence[float], second: Sequence[float]) -> float:
-    return float(unit(np.array(first, np.float64)) @ unit(np.array(second, np.float64)))
+def _warnings(item: Running) -> list[str]:
+    found = []
+    if count := not_finite(item.answers):
+        found.append(f"{count} answers hold a number that is none or infinite, so its answers are not scored.")
+    for scenario in Scenario:
+        if item.is_noisy(scenario):
+            samples = item.levels(scenario)
+            found.append(
+                f"{scenario.value}: the middle half of {len(samples)} repeats is {relative_spread(samples):.0%} of "
+                f"their median wide (limit {SPREAD_LIMIT:.0%}). Was the machine busy with other work?"
+            )
+    return found

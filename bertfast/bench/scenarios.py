@@ -1,76 +1,34 @@
-"""The scenarios, in MLPerf's words: what is timed, and from where to where.
-
-A request is one sequence, or several: the windows of a long text, the two texts of a pair. Texts are tokenised
-beforehand, and that time is reported apart. The clock starts when batches of token ids lie in host memory and stops
-when their outputs do, after `synchronize()`.
-"""
+"""The scenarios, in MLPerf's words, and what is decided between measurements. child.py does the measuring."""
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from bertfast.backends import Backend
-from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
-from bertfast.text.batch import Batch, group_by_budget, pad
-from bertfast.text.tokenizer import Encoded
+from bertfast.bench.results import ServerRun
 
-Clock = Callable[[], float]
+SPREAD_LIMIT = 0.1
+PROBES = 7
 
 
 class Scenario(StrEnum):
-    """offline: all requests are there at once. single-stream: one at a time, each when the last is answered."""
+    """All are end to end, from the text to the answer.
+
+    offline: all requests are there at once. offline-given: the same, and batches are cut in the order of the file.
+    single-stream: one at a time, each when the last is answered. server: at random times, at the highest rate that
+    keeps p99 under a bound.
+    """
 
     OFFLINE = "offline"
+    OFFLINE_GIVEN = "offline-given"
     SINGLE_STREAM = "single-stream"
+    SERVER = "server"
 
 
-@dataclass(frozen=True)
-class Workload:
-    """The batches of a scenario.
-
-    Attributes:
-        turns: the batches that are timed together, in the order in which they run: offline all of them,
-            single-stream those of one request.
-        sequences: how many are in all of them; a request may have several.
-        real_tokens: tokens in all of them, padding left out.
-        padded_tokens: the same with padding.
-    """
-
-    turns: Sequence[Sequence[Batch]]
-    sequences: int
-    real_tokens: int
-    padded_tokens: int
-
-
-def workload(
-    scenario: Scenario, encoded: Sequence[Sequence[Encoded]], pad_id: int, single_stream_rows: int
-) -> Workload:
-    """Offline: all requests at once. Single-stream: `single_stream_rows` of them, spread evenly over the file.
-
-    Args:
-        encoded: the sequences of each request. Those of a turn are grouped by length under a token budget.
-    """
-    if scenario is Scenario.OFFLINE:
-        turns = [_batches([sequence for sequences in encoded for sequence in sequences], pad_id)]
-    else:
-        turns = [_batches(encoded[i], pad_id) for i in spread(len(encoded), single_stream_rows)]
-    batches = [batch for turn in turns for batch in turn]
-    return Workload(
-        turns,
-        sum(len(batch) for batch in batches),
-        sum(batch.real_tokens for batch in batches),
-        sum(batch.input_ids.size for batch in batches),
-    )
-
-
-def _batches(sequences: Sequence[Encoded], pad_id: int) -> list[Batch]:
-    groups = group_by_budget([len(sequence) for sequence in sequences], MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
-    return [pad([sequences[i] for i in group], pad_id) for group in groups]
+USUAL = (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -78,14 +36,46 @@ def spread(count: int, most: int) -> list[int]:
     return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]
 
 
-def time_turns(backend: Backend, load: Workload, clock: Clock = time.perf_counter) -> list[float]:
-    """Seconds of each turn, from its token ids to the outputs of the last of them."""
-    elapsed_s = []
-    for turn in load.turns:
-        backend.synchronize()
-        start_s = clock()
-        for batch in turn:
-            backend.run(batch)
-        backend.synchronize()
-        elapsed_s.append(clock() - start_s)
-    return elapsed_s
+def relative_spread(samples: Sequence[float]) -> float:
+    """How wide the middle half of the samples is, by their median; 0 for fewer than two."""
+    if len(samples) < 2:
+        return 0.0
+    low, middle, high = np.percentile(samples, (25, 50, 75))
+    return float((high - low) / middle)
+
+
+def holds(run: ServerRun, bound_p99_ms: float) -> bool:
+    """Whether 99% of the requests were answered within the bound."""
+    return float(np.percentile(run.latency_ms, 99)) <= bound_p99_ms
+
+
+def highest_rate(
+    probe: Callable[[float], ServerRun], start_per_s: float, bound_p99_ms: float, probes: int = PROBES
+) -> list[ServerRun]:
+    """Try rates, by halves of the gap on a logarithmic scale, for the highest whose p99 stays within the bound.
+
+    Args:
+        probe: measures at a rate.
+        start_per_s: the first rate; from there it is doubled or halved until one holds and one does not.
+    Returns:
+        All that was tried. It ends early where even a request that waited for nothing took longer than the bound.
+    """
+    runs: list[ServerRun] = []
+    holding: float | None = None
+    failing: float | None = None
+    while len(runs) < probes:
+        rate = _next_rate(holding, failing) or start_per_s
+        runs.append(probe(rate))
+        if holds(runs[-1], bound_p99_ms):
+            holding = rate
+        elif min(runs[-1].latency_ms) > bound_p99_ms:
+            break
+        else:
+            failing = rate
+    return runs
+
+
+def _next_rate(holding: float | None, failing: float | None) -> float | None:
+    if holding is None:
+        return None if failing is None else failing / 2
+    return holding * 2 if failing is None else math.sqrt(holding * failing)

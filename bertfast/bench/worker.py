@@ -1,143 +1,104 @@
-"""A candidate in a process of its own: its memory is its own, and when it dies the others go on."""
+"""The benchmark's end of a candidate's process: its memory is its own, and when it dies the others go on."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
+import contextlib
+import json
+import os
+import queue
+import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+import tempfile
+import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from bertfast.backends.predictor import Predictor
-from bertfast.backends.registry import open_backend
-from bertfast.backends.served import open_served
-from bertfast.bench.scenarios import Scenario, time_turns, workload
-from bertfast.errors import BackendError, BertfastError
-from bertfast.text.labelled import Request
+from bertfast.errors import BackendError
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """An artefact in a backend, and the requests that it is measured on."""
-
-    artefact: Path
-    backend: str
-    requests: Sequence[Request]
-    threads: int | None
-    single_stream_rows: int
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a worker says once its model is loaded; times in seconds, `truncated` in requests."""
-
-    precision: str
-    load_s: float
-    tokenize_s: float
-    truncated: int
-    sequences: dict[str, int]
-    real_tokens: dict[str, int]
-    padded_tokens: dict[str, int]
+CHILD = Path(__file__).with_name("child.py")
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+_OF_THIS_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+_PATIENCE_S = 10
 
 
 class Worker:
-    """The parent's end: starts the process, asks, waits for the answer."""
+    """A process that answers requests about one candidate (child.py says which there are).
 
-    def __init__(self, candidate: Candidate) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(candidate, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+    Args:
+        candidate: the candidate's module.
+        python: the interpreter of its environment.
+        threads: for what is not set through the candidate's job, such as the tokenizer.
+    """
 
-    def ask(self, request: str, *arguments: Any) -> Any:
+    def __init__(self, candidate: Path, python: Path | None = None, threads: int | None = None) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in _OF_THIS_ENVIRONMENT}
+        if python is None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        if threads is not None:
+            environment |= dict.fromkeys(_THREAD_SETTINGS, str(threads))
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 (stop closes it)
+        self._process = subprocess.Popen(
+            [python or sys.executable, "-P", CHILD, candidate],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._noise,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        )
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
+
+    def ask(self, do: str, timeout_s: float, **arguments: Any) -> Any:
         """Send a request and return its answer.
 
         Raises:
-            BackendError: the worker reports an error, or has died.
+            BackendError: the candidate reports an error, has died, or does not answer in time, whereupon it is killed.
         """
+        assert self._process.stdin is not None
         try:
-            self._pipe.send((request, *arguments))
-            ok, answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join(timeout=5)
-            raise BackendError(f"the process died (exit code {self._process.exitcode}) during '{request}'.") from None
-        if not ok:
-            raise BackendError(answer)
-        return answer
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=timeout_s)
+        except BrokenPipeError:
+            line = None
+        except queue.Empty:
+            self._process.kill()
+            raise BackendError(
+                f"no answer to '{do}' within {timeout_s:,.0f} s, so the process was killed. "
+                "Measure fewer rows, or allow it more time."
+            ) from None
+        if line is None:
+            raise BackendError(self._death(do))
+        answer = json.loads(line)
+        if answer["ok"]:
+            return answer["answer"]
+        if answer["kind"] == "memory":
+            raise BackendError(f"{answer['error'].rstrip()}\nout of memory during '{do}'.")
+        raise BackendError(answer["error"].rstrip())
 
     def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
-
-
-class _Bench:
-    """The child's end: answers each request by the method of that name."""
-
-    def __init__(self, candidate: Candidate) -> None:
-        self.candidate = candidate
-
-    def load(self) -> Loaded:
-        start_s = time.perf_counter()
-        model = open_served(self.candidate.artefact, self.candidate.settings)
-        backend = open_backend(model, self.candidate.backend, threads=self.candidate.threads)
-        loaded_s = time.perf_counter()
-        self.predictor = Predictor(model, backend)
-        self.encoded = self.predictor.encode(self.candidate.requests)
-        tokenized_s = time.perf_counter()
-        pad_id, rows = model.context.tokenizer.pad_id, self.candidate.single_stream_rows
-        self.loads = {scenario: workload(scenario, self.encoded, pad_id, rows) for scenario in Scenario}
-        return Loaded(
-            backend.precision.value,
-            loaded_s - start_s,
-            tokenized_s - loaded_s,
-            sum(any(sequence.truncated for sequence in sequences) for sequences in self.encoded),
-            {scenario.value: load.sequences for scenario, load in self.loads.items()},
-            {scenario.value: load.real_tokens for scenario, load in self.loads.items()},
-            {scenario.value: load.padded_tokens for scenario, load in self.loads.items()},
-        )
-
-    def predict(self) -> list[dict[str, Any]]:
-        """The answers; on the way every shape of every scenario is seen once, and its time is thrown away."""
-        for load in self.loads.values():
-            time_turns(self.predictor.backend, load)
-        return self.predictor.answer(self.candidate.requests, self.encoded)
-
-    def measure(self, scenario: str) -> list[float]:
-        """Seconds of each turn: offline of all requests, single-stream of each."""
-        return time_turns(self.predictor.backend, self.loads[Scenario(scenario)])
-
-    def peak_memory(self) -> int:
-        """The most bytes of main memory that this process has held."""
-        status = Path("/proc/self/status")
-        if status.exists():
-            line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _serve(candidate: Candidate, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    bench = _Bench(candidate)
-    while True:
+        """End the process: politely, and by force where it does not listen."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
-            request, *arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send((True, getattr(bench, request)(*arguments)))
-        except BertfastError as error:
-            pipe.send((False, str(error)))
-        except Exception:  # whatever a runtime raises becomes this candidate's row in the report
-            pipe.send((False, traceback.format_exc(limit=-3)))
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._noise.close()
+
+    def _death(self, do: str) -> str:
+        status = self._process.wait(_PATIENCE_S)
+        if status == -9:
+            return f"the process was killed during '{do}' (signal 9), probably because memory ran out."
+        self._noise.seek(0)
+        last = self._noise.read().decode("utf-8", "replace").rstrip().rpartition("\n")[2]
+        return f"the process died during '{do}' (exit status {status}){': ' + last if last else '.'}"
+
+
+def _read(lines: IO[str], answers: queue.SimpleQueue[str | None]) -> None:
+    for line in lines:
+        answers.put(line)
+    answers.put(None)

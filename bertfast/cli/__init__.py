@@ -144,7 +144,7 @@ def bench(
     from bertfast.bench.report import print_table
     from bertfast.bench.run import BenchPlan
     from bertfast.bench.run import bench as run_bench
-    from bertfast.bench.scenarios import Scenario
+    from bertfast.bench.scenarios import USUAL, Scenario
     from bertfast.model.snapshot import local_model
     from bertfast.text.hub import local_data
     from bertfast.text.labelled import Columns
@@ -161,7 +161,7 @@ def bench(
         columns=columns,
         limit=limit,
         backends=backend or (),
-        scenarios=scenarios or tuple(Scenario),
+        scenarios=scenarios or USUAL,
         repeats=repeats,
         threads=threads,
         settings=task_settings(settings),

@@ -165,4 +165,5 @@ CLASSIFY = Task(
     counts=counts,
     problem="single_label_classification",
     tables=confusion,
+    right=lambda answer, gold: answer["label"] == gold,
 )

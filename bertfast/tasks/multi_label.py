@@ -161,4 +161,5 @@ MULTI_LABEL = Task(
     counts=counts,
     problem="multi_label_classification",
     distill=each_for_itself,
+    right=lambda answer, gold: set(answer["labels"]) == set(gold),
 )

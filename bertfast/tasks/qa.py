@@ -208,6 +208,10 @@ def score(answers: Sequence[Answer], golds: Sequence[Sequence[Span]]) -> dict[st
     return squad_scores([answer["answer"] for answer in answers], [[span.text for span in gold] for gold in golds])
 
 
+def right(answer: Answer, gold: Sequence[Span]) -> bool:
+    return score([answer], [gold])["exact_match"] == 1
+
+
 def predictions(requests: Sequence[Request], answers: Sequence[Answer], taken: Container[str] = ()) -> dict[str, str]:
     """`{id: text}`, as SQuAD's evaluation reads it.
 
@@ -347,4 +351,5 @@ QA = Task(
     correct=correct,
     counts=counts,
     max_length=384,
+    right=right,
 )

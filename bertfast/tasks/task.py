@@ -91,6 +91,7 @@ class Task:
         tables: what `score` has no number for, as files of text by name, from the same answers and golds.
         of_the_weights: the settings that go with weights; training further keeps those of the checkpoint.
         furnish: writes into a checkpoint's directory what other libraries look for there beside the weights.
+        right: whether an answer is right by its gold; None where answers are not simply right or wrong.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Task:
     distill: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor], float], dict[str, Tensor]] = (
         one_of_many
     )
+    right: Callable[[Answer, Any], bool] | None = None
 
 
 def text_or_pair(request: Request) -> tuple[str, str | None]:

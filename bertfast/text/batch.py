@@ -155,7 +155,9 @@ def unpad(batch: Batch) -> list[Encoded]:
     ]
 
 
-def group_by_budget(lengths: Sequence[int] | Int64, max_tokens: int, max_sequences: int) -> Iterator[Int64]:
+def group_by_budget(
+    lengths: Sequence[int] | Int64, max_tokens: int, max_sequences: int, *, in_order: bool = False
+) -> Iterator[Int64]:
     """Yield index arrays of similar length, the longest first: rows times the longest row stays in the budget.
 
     A sequence that alone exceeds the budget makes a batch of its own.
@@ -164,11 +166,16 @@ def group_by_budget(lengths: Sequence[int] | Int64, max_tokens: int, max_sequenc
         lengths: tokens of each sequence.
         max_tokens: padded tokens of one batch.
         max_sequences: rows of one batch.
+        in_order: cut in the order given, whatever the lengths.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    start = 0
-    while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        rows = max(1, min(max_sequences, max_tokens // longest))
-        yield order[start : start + rows]
-        start += rows
+    tokens = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    order = np.arange(len(tokens)) if in_order else np.argsort(-tokens, kind="stable")
+    start = longest = 0
+    for place, length in enumerate(tokens[order].tolist()):
+        longest = max(longest, length)
+        rows = place - start + 1
+        if rows > 1 and (rows > max_sequences or rows * longest > max_tokens):
+            yield order[start:place]
+            start, longest = place, length
+    if len(order):
+        yield order[start:]

@@ -1,0 +1,74 @@
+"""Our own backends as a candidate of the benchmark (child.py loads this file)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertfast import artifact
+from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Predictor, answers
+from bertfast.backends.predictor import load as open_predictor
+from bertfast.backends.protocol import Arrays
+from bertfast.tasks import Answer
+from bertfast.text.batch import Batch, Int64, group_by_budget
+from bertfast.text.labelled import Request
+
+if TYPE_CHECKING:
+    from bertfast.bench.child import Watch
+
+
+def load(job: Mapping[str, Any]) -> Ours:
+    """Open the artefact in the backend; `settings` are those of the task that are to be others than its own."""
+    return Ours(open_predictor(job["model"], job["backend"], threads=job["threads"], settings=job["settings"]))
+
+
+class Ours:
+    """An artefact in a backend of ours; child.Candidate says what is asked of it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.model, self.backend = predictor.model, predictor.backend
+        self.facts = {"precision": self.backend.precision.value, "libraries": artifact.libraries()}
+        self.synchronize = self.backend.synchronize
+        self.encode = predictor.encode
+
+    def answer(
+        self, requests: Sequence[Request], watch: Watch, *, in_order: bool, batch_size: int | None
+    ) -> list[Answer]:
+        with watch("tokenize"):
+            encoded = self.encode(requests)
+
+        def group(lengths: Sequence[int]) -> Iterator[Int64]:
+            budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
+            return group_by_budget(lengths, *budget, in_order=in_order)
+
+        run = partial(self._run, watch)
+        return answers(run, self.model.task, requests, encoded, self.model.context, group=group, watch=watch)
+
+    def lengths(self, requests: Sequence[Request]) -> list[list[int]]:
+        return [[len(sequence) for sequence in sequences] for sequences in self.encode(requests)]
+
+    def grid(self, batch_size: int, length: int) -> Callable[[], object]:
+        ones = np.ones((batch_size, length), np.int64)
+        inputs = self.backend.upload(Batch(ones, ones, ones * 0))
+
+        def compute() -> None:
+            self.backend.execute(inputs)
+            self.synchronize()
+
+        return compute
+
+    def _run(self, watch: Watch, batch: Batch) -> Arrays:
+        """Each phase ends when its work is done, not when it is asked for."""
+        watch.count(batch.input_ids.size)
+        with watch("upload"):
+            inputs = self.backend.upload(batch)
+            self.synchronize()
+        with watch("compute"):
+            outputs = self.backend.execute(inputs)
+            self.synchronize()
+        with watch("download"):
+            return self.backend.download(outputs)
