@@ -226,16 +226,17 @@ def serve(
         most: requests that are answered together.
     """
     begun_s = clock()
+    due_s = [begun_s + arrival_s for arrival_s in arrivals_s]
     latencies_s: list[float] = []
-    while (first := len(latencies_s)) < len(arrivals_s):
-        now_s = clock() - begun_s
-        if arrivals_s[first] > now_s:
-            wait(arrivals_s[first] - now_s)
+    while (first := len(latencies_s)) < len(due_s):
+        now_s = clock()
+        if due_s[first] > now_s:
+            wait(due_s[first] - now_s)
             continue
-        last = min(bisect_right(arrivals_s, now_s), first + most)
+        last = min(bisect_right(due_s, now_s), first + most)
         answer(first, last)
-        done_s = clock() - begun_s
-        latencies_s += [done_s - arrival_s for arrival_s in arrivals_s[first:last]]
+        done_s = clock()
+        latencies_s += [done_s - arrival_s for arrival_s in due_s[first:last]]
     return latencies_s
 
 

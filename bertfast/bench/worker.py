@@ -65,7 +65,7 @@ class Worker:
         except queue.Empty:
             self._process.kill()
             raise BackendError(
-                f"no answer to '{do}' within {timeout_s:,.0f} s, so the process was killed. "
+                f"no answer to '{do}' within {timeout_s:g} s, so the process was killed. "
                 "Measure fewer rows, or allow it more time."
             ) from None
         if line is None:
@@ -99,6 +99,7 @@ class Worker:
 
 
 def _read(lines: IO[str], answers: queue.SimpleQueue[str | None]) -> None:
-    for line in lines:
-        answers.put(line)
+    with lines:
+        for line in lines:
+            answers.put(line)
     answers.put(None)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.metrics import accuracy_score
@@ -11,18 +13,15 @@ from sklearn.metrics import accuracy_score
 import bertfast
 from bertfast import artifact
 from bertfast.bench import run as running
-from bertfast.bench.report import Report, markdown, paired_ratio
-from bertfast.bench.run import BenchPlan, bench, compare_answers
+from bertfast.bench.results import Results
+from bertfast.bench.run import BenchPlan, bench
 from bertfast.bench.scenarios import Scenario
-from bertfast.bench.worker import Candidate, Worker
+from bertfast.bench.worker import Worker
 from bertfast.config import ModelConfig
 from bertfast.errors import ConfigError, DataError
 from bertfast.export.export import export
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
-from bertfast.tasks.classify import CLASSIFY
-from bertfast.tasks.embed import EMBED
-from bertfast.tasks.regress import REGRESS
 from bertfast.text.labelled import read_examples
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.train.finetune import finetune
@@ -45,14 +44,14 @@ def trained(pretrained: Path, row_files: tuple[Path, Path], tmp_path_factory: py
 @pytest.fixture(scope="module")
 def report(
     trained: Path, row_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Report, Path]:
+) -> tuple[Results, Path]:
     folder = tmp_path_factory.mktemp("bench")
     export(trained, folder / "onnx")
     return bench(plan_for((trained, folder / "onnx"), row_files[1]), folder / "report"), folder / "report"
 
 
 def test_accuracy_is_that_of_the_predictions_on_their_own_rows(
-    report: tuple[Report, Path], trained: Path, row_files: tuple[Path, Path]
+    report: tuple[Results, Path], trained: Path, row_files: tuple[Path, Path]
 ) -> None:
     rows = read_examples(row_files[1])
     with bertfast.load(trained) as model:
@@ -62,31 +61,37 @@ def test_accuracy_is_that_of_the_predictions_on_their_own_rows(
     assert {item.metrics["accuracy"] for item in report[0].candidates} == {expected}
 
 
-def test_every_backend_is_measured_against_torch(report: tuple[Report, Path]) -> None:
+def test_every_backend_is_measured_against_torch(report: tuple[Results, Path]) -> None:
     assert {item.name for item in report[0].candidates} == {"torch", "onnxruntime", "openvino"}
     assert report[0].reference == "torch"
     for item in report[0].candidates:
         assert item.error is None
         assert item.precision == "fp32"
         assert item.flips == (None if item.name == "torch" else 0)
-        assert len(item.offline_s) == 2
-        assert [len(samples) for samples in item.latency_ms] == [8, 8]
+        assert item.lost is item.gained is None if item.name == "torch" else item.lost == item.gained == 0
+        assert item.drop_interval == (None if item.name == "torch" else (0.0, 0.0))
+        assert 2 <= len(item.offline) <= 4
+        assert {len(samples) for samples in item.latency_ms} == {8}
         assert (item.peak_memory_bytes or 0) > 10_000_000
-        assert item.sequences["offline"] == 40
-        assert item.real_tokens["offline"] <= item.padded_tokens["offline"]
+        assert item.sequences == 40 == sum(report[0].lengths)
+        assert item.real_tokens == sum(count * length for length, count in enumerate(report[0].lengths))
+        assert item.real_tokens <= item.padded_tokens["offline"]
 
 
-def test_the_report_is_an_artefact_that_tells_the_same_in_every_form(report: tuple[Report, Path]) -> None:
+def test_the_time_from_text_to_answer_is_told_by_phase(report: tuple[Results, Path]) -> None:
+    for item in report[0].candidates:
+        for run in item.offline:
+            assert list(run.phases_s) == ["tokenize", "upload", "compute", "download", "decode", "other"]
+            assert min(run.phases_s.values()) >= 0
+            assert sum(run.phases_s.values()) == pytest.approx(run.elapsed_s)
+
+
+def test_the_report_is_an_artefact_that_tells_the_same_in_every_form(report: tuple[Results, Path]) -> None:
     result, out = report
     assert artifact.open_manifest(out, "report").task == "classify"
-    assert Report.model_validate_json((out / "report.json").read_text()) == result
-    page = (out / "report.html").read_text()
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
-    assert page.count("<svg") == 2
-    for text in (page, markdown(result), (out / "report.md").read_text()):
-        assert all(item.name in text for item in result.candidates)
+    assert Results.model_validate_json((out / "report.json").read_text()) == result
+    for name in ("report.md", "report.html"):
+        assert all(item.name in (out / name).read_text() for item in result.candidates)
 
 
 def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) -> None:
@@ -94,22 +99,44 @@ def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) ->
     data.write_text('{"text": "The river."}\n{"text": "The old bridge."}\n')
     result = bench(plan_for((classifier,), data), tmp_path / "report")
     assert result.metric is None
+    assert not result.labelled
     assert result.candidates[0].metrics == {}
-    assert "| torch | fp32 | - | reference |" in markdown(result)
+    assert result.candidates[0].offline
 
 
-def dying(backend: str, moment: str) -> type[Worker]:
-    """Workers of which that of one backend is killed when it is asked for something."""
+def test_all_scenarios_and_shapes_in_one_run(exported: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = plan_for(
+        (exported,),
+        row_files[1],
+        backends=("onnxruntime",),
+        scenarios=tuple(Scenario),
+        bound_p99_ms=20.0,
+        server_requests=20,
+        grid=((1, 16), (2, 64)),
+    )
+    result = bench(plan, tmp_path / "report")
+    (item,) = result.candidates
+    assert item.error is None
+    assert len(item.offline_given) >= 2
+    assert set(item.padded_tokens) == {"offline", "offline-given"}
+    assert item.server
+    assert all(len(run.latency_ms) >= 20 for run in item.server)
+    assert [(cell.batch_size, cell.length, len(cell.compute_s)) for cell in item.grid] == [(1, 16, 2), (2, 64, 2)]
+    assert result.bound_p99_ms == 20.0
+
+
+def dying(backend: str, moment: str) -> Callable[..., Worker]:
+    """A worker of ours for each candidate, of which that of one backend is killed when it is asked for something."""
 
     class Dying(Worker):
-        def __init__(self, candidate: Candidate) -> None:
-            self.backend = candidate.backend
-            super().__init__(candidate)
+        ours: str | None = None
 
-        def ask(self, request: str, *arguments: object) -> object:
-            if (self.backend, request) == (backend, moment):
-                os.kill(self._process.pid or 0, 9)
-            return super().ask(request, *arguments)
+        def ask(self, do: str, timeout_s: float, **arguments: Any) -> Any:
+            if do == "load":
+                self.ours = arguments["job"]["backend"]
+            if (self.ours, do) == (backend, moment):
+                self._process.kill()
+            return super().ask(do, timeout_s, **arguments)
 
     return Dying
 
@@ -117,12 +144,13 @@ def dying(backend: str, moment: str) -> type[Worker]:
 def test_a_candidate_that_dies_is_a_row_and_the_others_go_on(
     classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "Worker", dying("openvino", "measure"))
+    monkeypatch.setattr(running, "Worker", dying("openvino", "offline"))
     result = bench(plan_for((classifier, exported), row_files[1]), tmp_path / "report")
     rows = {item.name: item for item in result.candidates}
-    assert "the process died (exit code -9) during 'measure'" in (rows["openvino"].error or "")
+    assert "the process was killed during 'offline' (signal 9)" in (rows["openvino"].error or "")
     assert rows["torch"].error is rows["onnxruntime"].error is None
-    assert "failed: the process died" in markdown(result)
+    assert len(rows["torch"].offline) >= 2
+    assert "the process was killed" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_reference_that_dies_leaves_the_others_a_reference(
@@ -132,6 +160,63 @@ def test_a_reference_that_dies_leaves_the_others_a_reference(
     result = bench(plan_for((exported,), row_files[1]), tmp_path / "report")
     assert result.reference == "openvino"
     assert {item.name: item.error is None for item in result.candidates} == {"onnxruntime": False, "openvino": True}
+
+
+def make_peer(folder: Path, variants: str) -> Path:
+    """The fake candidate as a peer, in an environment that has nothing installed."""
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("fake.py"), folder / "peer.py")
+    (folder / "variants.toml").write_text(variants)
+    venv.create(folder / ".venv", with_pip=False, symlinks=True)
+    return folder
+
+
+class Impatient(Worker):
+    """Waits half a second for an answer that will not come; for the others, as long as it takes."""
+
+    hangs = False
+
+    def ask(self, do: str, timeout_s: float, **arguments: Any) -> Any:
+        self.hangs = self.hangs or (do == "load" and arguments["job"]["backend"] == "hanging")
+        return super().ask(do, 0.5 if self.hangs and do == "predict" else timeout_s, **arguments)
+
+
+def test_peers_are_measured_beside_ours_and_how_they_fail_is_a_row(
+    classifier: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "Worker", Impatient)
+    variants = "".join(
+        f"[{name}]\nbatch_size = 4\n{options}\n"
+        for name, options in {
+            "plain": "",
+            "nan": 'by = "nan"',
+            "greedy": 'fails_at = 2\nby = "memory"',
+            "hanging": 'fails_at = 1\nby = "hang"',
+            "silent": "keys = ['label']",
+        }.items()
+    )
+    peer = make_peer(tmp_path / "fake", variants)
+    plan = plan_for((classifier,), row_files[1], peers=(str(peer),), scenarios=(Scenario.OFFLINE,))
+    result = bench(plan, tmp_path / "report")
+    rows = {item.name: item for item in result.candidates}
+    assert list(rows) == ["torch", *(f"fake {name}" for name in ("plain", "nan", "greedy", "hanging", "silent"))]
+    plain = rows["fake plain"]
+    assert (plain.error, plain.system, plain.backend, plain.batch_size) == (None, "fake", "plain", 4)
+    assert plain.artefact_sha256 == rows["torch"].artefact_sha256
+    assert plain.libraries["prefix"].endswith(".venv")
+    assert plain.sequences == 40
+    assert plain.real_tokens is None
+    assert plain.padded_tokens == {}
+    assert plain.metrics["accuracy"] < 1
+    assert plain.flips is not None
+    assert rows["fake nan"].not_finite == 40
+    assert rows["fake nan"].metrics == {}
+    assert "40 answers hold a number that is none" in rows["fake nan"].warnings[0]
+    assert len(rows["fake nan"].offline) >= 2
+    assert "out of memory during 'offline'" in (rows["fake greedy"].error or "")
+    assert "no answer to 'predict' within 0.5 s" in (rows["fake hanging"].error or "")
+    assert "its answers are not of the form of classify: KeyError: 'scores'" in (rows["fake silent"].error or "")
+    assert rows["torch"].error is None
 
 
 def test_golds_that_nothing_can_be_judged_by_are_refused_before_anything_is_measured(
@@ -158,8 +243,8 @@ def test_windows_are_sequences_and_questions_are_rows(
     result = bench(plan, tmp_path / "report")
     (item,) = result.candidates
     assert result.rows == 3
-    assert item.sequences["offline"] == item.sequences["single-stream"] > 40  # 20 by the default stride
-    assert [len(samples) for samples in item.latency_ms] == [3, 3]
+    assert (item.sequences or 0) > 40  # 20 by the default stride
+    assert {len(samples) for samples in item.latency_ms} == {3}
     assert item.truncated == 1
 
 
@@ -189,33 +274,12 @@ def test_what_does_not_fit_is_refused(
         bench(plan_for((classifier, pretrained), row_files[1]), tmp_path / "report")
     with pytest.raises(ConfigError, match="no artefact here runs in torch"):
         bench(plan_for((exported,), row_files[1], backends=("torch",)), tmp_path / "report")
+    with pytest.raises(ConfigError, match="--max-p99-ms"):
+        bench(plan_for((exported,), row_files[1], scenarios=(Scenario.SERVER,)), tmp_path / "report")
+    with pytest.raises(ConfigError, match=r"batches of 65 tokens, and .* takes 64"):
+        bench(plan_for((exported,), row_files[1], grid=((1, 65),)), tmp_path / "report")
     strange = tmp_path / "rows.jsonl"
     strange.write_text(json.dumps({"text": "a", "label": "sea"}) + "\n")
     with pytest.raises(DataError, match="has the label 'sea'"):
         bench(plan_for((classifier,), strange), tmp_path / "report")
     assert not (tmp_path / "report").exists()
-
-
-def test_flips_and_drift_are_counted_row_by_row() -> None:
-    def answer(label: str, a: float) -> dict[str, object]:
-        return {"label": label, "score": max(a, 1 - a), "scores": {"a": a, "b": 1 - a}}
-
-    reference = [answer("a", 0.9), answer("b", 0.2), answer("a", 0.6)]
-    other = [answer("a", 0.7), answer("b", 0.25), answer("b", 0.45)]
-    flips, drift = compare_answers(CLASSIFY, other, reference)
-    assert flips == 1
-    assert drift == pytest.approx(0.2)
-    with pytest.raises(DataError, match="2 answers cannot be compared with 3"):
-        compare_answers(CLASSIFY, other[:2], reference)
-
-
-def test_numbers_drift_where_nothing_is_decided() -> None:
-    flips, drift = compare_answers(REGRESS, [{"score": 1.0}, {"score": 4.5}], [{"score": 1.2}, {"score": 4.0}])
-    assert (flips, drift) == (None, pytest.approx(0.5))
-    pair = {"embedding": [1.0, 0.0], "pair_embedding": [0.0, 2.0], "score": 0.0}
-    assert compare_answers(EMBED, [pair], [pair | {"embedding": [3.0, 0.0]}]) == (None, pytest.approx(0.0))
-    assert compare_answers(EMBED, [pair], [pair | {"pair_embedding": [1.5, 2.0]}])[1] == pytest.approx(0.2)
-
-
-def test_ratios_are_taken_within_a_repeat() -> None:
-    assert paired_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 4.0]) == 2.0

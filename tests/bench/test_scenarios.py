@@ -1,73 +1,61 @@
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bertfast.backends.protocol import Arrays, Backend
-from bertfast.bench.scenarios import Scenario, spread, time_turns, workload
-from bertfast.config import Precision
-from bertfast.text.batch import Batch
-from bertfast.text.tokenizer import Encoded
-
-
-class Asynchronous(Backend):
-    """A device of which every batch takes a second, and which answers before it is done, on a clock of its own."""
-
-    name, precision = "asynchronous", Precision.FP32
-
-    def __init__(self) -> None:
-        self.now_s, self.busy_until_s = 0.0, 5.0
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def upload(self, batch: Batch) -> Batch:
-        return batch
-
-    def execute(self, inputs: Batch) -> Arrays:
-        self.busy_until_s = max(self.now_s, self.busy_until_s) + 1.0
-        return {"logits": np.zeros((len(inputs), 2), np.float32)}
-
-    def download(self, outputs: Arrays) -> Arrays:
-        return outputs
-
-    def synchronize(self) -> None:
-        self.now_s = max(self.now_s, self.busy_until_s)
+from bertfast.bench.results import ServerRun
+from bertfast.bench.scenarios import PROBES, highest_rate, holds, relative_spread, spread
 
 
-ROWS = [[Encoded([1] * length, [0] * length)] for length in (3, 9, 1, 5, 7, 2)]
+def queue_of(capacity_per_s: float, service_ms: float = 10.0) -> Callable[[float], ServerRun]:
+    """Latencies that grow without bound towards the capacity, as of an M/M/1 queue."""
+
+    def probe(rate_per_s: float) -> ServerRun:
+        free = max(1 - rate_per_s / capacity_per_s, 1e-6)
+        slow = service_ms / free
+        return ServerRun(rate_per_s=rate_per_s, latency_ms=(service_ms, *(slow for _ in range(199))))
+
+    return probe
 
 
-def test_a_latency_ends_when_the_work_is_done_and_leaves_out_what_was_before() -> None:
-    backend = Asynchronous()
-    load = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
-    assert time_turns(backend, load, backend.clock) == pytest.approx([1.0, 1.0, 1.0])
+@given(
+    capacity_per_s=st.floats(1, 1e5),
+    start=st.floats(0.3, 3),
+    slack=st.floats(2, 20),
+)
+def test_the_highest_rate_is_bracketed_on_a_logarithmic_scale(
+    capacity_per_s: float, start: float, slack: float
+) -> None:
+    probe = queue_of(capacity_per_s)
+    best_per_s = capacity_per_s * (1 - 1 / slack)
+    runs = highest_rate(probe, start * capacity_per_s, bound_p99_ms=10 * slack)
+    assert len(runs) == PROBES
+    holding = max((run.rate_per_s for run in runs if holds(run, 10 * slack)), default=0.0)
+    failing = min((run.rate_per_s for run in runs if not holds(run, 10 * slack)), default=math.inf)
+    assert holding <= best_per_s * (1 + 1e-9)
+    assert failing >= best_per_s * (1 - 1e-9)
+    assert failing / holding <= 2 ** (1 / 2**2)  # four of seven halve the gap at the least twice
 
 
-def test_offline_time_is_that_of_all_batches() -> None:
-    backend = Asynchronous()
-    load = workload(Scenario.OFFLINE, ROWS * 2000, 0, 3)
-    (batches,) = load.turns
-    assert len(batches) > 1
-    assert time_turns(backend, load, backend.clock) == pytest.approx([len(batches)])
+def test_the_search_ends_where_no_rate_could_hold() -> None:
+    runs = highest_rate(queue_of(100.0, service_ms=30.0), 100.0, bound_p99_ms=20.0)
+    assert [run.rate_per_s for run in runs] == [100.0]
 
 
-def test_a_request_is_timed_with_all_its_sequences() -> None:
-    """The windows of a text that no batch holds at once make one latency, and requests are spread, not windows."""
-    window = Encoded([1] * 512, [0] * 512)
-    backend = Asynchronous()
-    load = workload(Scenario.SINGLE_STREAM, [ROWS[0], [window] * 20, ROWS[1]], 0, 2)
-    assert [sum(map(len, turn)) for turn in load.turns] == [1, 1]
-    load = workload(Scenario.SINGLE_STREAM, [ROWS[0], [window] * 20], 0, 2)
-    assert time_turns(backend, load, backend.clock) == pytest.approx([1.0, 3.0])
-    assert load.sequences == 21
+def test_the_ninety_ninth_percentile_decides() -> None:
+    run = ServerRun(rate_per_s=1.0, latency_ms=(*(1.0 for _ in range(99)), 50.0, *(1.0 for _ in range(101))))
+    assert holds(run, 2.0)
+    assert not holds(ServerRun(rate_per_s=1.0, latency_ms=(1.0, 50.0)), 2.0)
 
 
-def test_tokens_are_real_tokens() -> None:
-    load = workload(Scenario.OFFLINE, ROWS, 0, 3)
-    assert (load.sequences, load.real_tokens, load.padded_tokens) == (6, 27, 54)
-    single = workload(Scenario.SINGLE_STREAM, ROWS, 0, 3)
-    assert (single.sequences, single.real_tokens, single.padded_tokens) == (3, 6, 6)
+def test_the_spread_is_that_of_the_middle_half() -> None:
+    assert relative_spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
+    assert relative_spread([10.0, 10.0, 10.0, 10.0, 99.0]) == 0.0
+    assert relative_spread([7.0]) == relative_spread([]) == 0.0
 
 
 def test_a_part_of_the_rows_is_spread_over_all_of_them() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,3 +38,17 @@ def test_groups_hold_every_row_once_within_the_budget(lengths: list[int], budget
     for group in groups:
         longest = max(lengths[i] for i in group)
         assert len(group) == 1 or (len(group) <= rows and len(group) * longest <= budget)
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 200), st.integers(1, 8))
+def test_batches_in_order_are_cut_where_the_next_row_would_exceed_the_budget(
+    lengths: list[int], budget: int, rows: int
+) -> None:
+    groups = [group.tolist() for group in group_by_budget(lengths, budget, rows, in_order=True)]
+    assert [place for group in groups for place in group] == list(range(len(lengths)))
+    for group, following in zip_longest(groups, groups[1:], fillvalue=[]):
+        fits = len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+        assert fits
+        assert len(group) <= rows
+        wider = [*group, *following[:1]]
+        assert not following or len(wider) > rows or len(wider) * max(lengths[i] for i in wider) > budget
