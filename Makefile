@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fmt bench bench-train bench-finetune peers test-slow clean
+.PHONY: help setup quickstart test check fmt bench bench-inference bench-train bench-finetune peers test-slow clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -46,29 +46,36 @@ fmt: $(VENV)/.dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev peers ## SST-2 beside transformers' Trainer, one seed (BERTFAST_DATA: where the data lies)
-	$(BIN)/python benchmarks/finetune.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/finetune.json \
-		--only sst2 --seeds 0
+INFERENCE := $(BIN)/python benchmarks/inference.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/inference
+
+bench: $(VENV)/.dev peers ## Our backends and every peer on SST-2, the small suite: under 10 minutes on 2 cores
+	$(INFERENCE) small
+
+bench-inference: $(VENV)/.dev peers ## The whole: SST-2, MNLI and BERT-base's shape; fine-tunes first; recorded in benchmarks/results
+	$(INFERENCE) sst2 mnli bert-base --record
 
 bench-train: $(VENV)/.dev ## Pretraining speed and loss beside transformers, interleaved (half an hour on 2 cores)
 	$(BIN)/python benchmarks/pretrain_speed.py --text $(or $(BERTFAST_DATA),../shared/data)/enwiki/documents.jsonl \
 		--preset mini --length 128 --batch 32 --steps 500 --peers bf16-compile bf16 fp32 --out runs/pretrain-speed.json
 
 # The peers' environments are their own: their pins are not ours.
-PEER := benchmarks/peers/transformers/.venv
+PEERS := $(patsubst benchmarks/peers/%/requirements.txt,%,$(wildcard benchmarks/peers/*/requirements.txt))
 
-$(PEER)/.installed: benchmarks/peers/transformers/requirements.txt
-	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+benchmarks/peers/%/.venv/.installed: benchmarks/peers/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
-peers: $(PEER)/.installed ## Install what the benchmarks compare with, in an environment of its own
+peers: $(PEERS:%=peer-%) ## Install what the benchmarks compare with, each in an environment of its own; one: peer-NAME
 
-bench-finetune: $(VENV)/.dev peers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (2.5 hours on 2 cores)
+.PHONY: $(PEERS:%=peer-%)
+$(PEERS:%=peer-%): peer-%: benchmarks/peers/%/.venv/.installed
+
+bench-finetune: $(VENV)/.dev peer-transformers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (2.5 hours on 2 cores)
 	$(BIN)/python benchmarks/finetune.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/finetune.json
 
 test-slow: $(VENV)/.ray ## What the default run leaves out: compiled training, Ray, and the wheel installed elsewhere
 	$(BIN)/python -m pytest -q -m slow
 
 clean: ## Remove the environments and the caches
-	rm -rf $(VENV) $(PEER) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS:%=benchmarks/peers/%/.venv) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -48,7 +48,8 @@ NEVER = 1_000_000_000
 
 
 class Source(Config):
-    """Where rows come from. `columns`: the text, for pairs its second text, and the label."""
+    """Where rows come from. `columns`: the text, for pairs its second text, and the label; the text alone where rows
+    are not to have labels."""
 
     file: str
     columns: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ def draw(count: int, wanted: int | None) -> list[int]:
 def write_table(source: Source, path: Path, out: Path) -> None:
     with open_text(path) as lines:
         rows = [row for row in read_table(path.name, lines) if source.split in (None, row.get("split"))]
-    keys = ("text", "label") if len(source.columns) == 2 else ("text", "pair", "label")
+    keys = {1: ("text",), 2: ("text", "label"), 3: ("text", "pair", "label")}[len(source.columns)]
     kept = (
         {key: rows[i][name] for key, name in zip(keys, source.columns, strict=True)}
         for i in draw(len(rows), source.rows)
