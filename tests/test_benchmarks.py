@@ -72,6 +72,11 @@ def test_tables_become_json_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_are_left_out_where_no_column_is_named_for_them(tmp_path: Path) -> None:
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\nfine\t1\n", encoding="utf-8")
+    assert rows_of(Source(file="b.tsv", columns=("sentence",)), tmp_path) == [{"text": "fine"}]
+
+
 def test_a_split_is_chosen_by_its_column(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "c.tsv.gz", "wt", encoding="utf-8") as sink:
         sink.write("split\tscore\tsentence1\tsentence2\ntrain\t5.0\ta\tb\ndev\t1.0\tc\td\n")
