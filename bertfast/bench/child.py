@@ -4,7 +4,7 @@
 
 This file needs nothing but Python's own library, and is run by its path, so that any environment can run it. Requests
 come as JSON lines on standard input and are answered on standard output, in turn: `{"do": NAME, ...}` by
-`{"ok": true, "answer": ...}` or `{"ok": false, "kind": "memory" | "error", "error": TRACEBACK}`. What a candidate
+`{"ok": true, "answer": ...}` or `{"ok": false, "kind": "memory" | "error", "error": MESSAGE}`. What a candidate
 prints goes to standard error.
 
 CANDIDATE.py defines `load(job)`, where `job` holds `model` (a path), `backend`, `options` (of a peer's variant),
@@ -356,7 +356,15 @@ def reply(bench: Bench, do: str, **arguments: Any) -> str:
         return json.dumps({"ok": True, "answer": answer}, default=lambda array: array.tolist())
     except Exception as error:
         kind = "memory" if is_out_of_memory(error) else "error"
-        return json.dumps({"ok": False, "kind": kind, "error": traceback.format_exc(limit=-3)})
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        return json.dumps({"ok": False, "kind": kind, "error": message(error)})
+
+
+def message(error: Exception) -> str:
+    """What was raised and where, without the paths of this machine."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = "".join(traceback.format_exception_only(error)).strip()
+    return f"{said} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def main(path: Path) -> None:

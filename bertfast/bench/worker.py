@@ -74,8 +74,8 @@ class Worker:
         if answer["ok"]:
             return answer["answer"]
         if answer["kind"] == "memory":
-            raise BackendError(f"{answer['error'].rstrip()}\nout of memory during '{do}'.")
-        raise BackendError(answer["error"].rstrip())
+            raise BackendError(f"out of memory during '{do}': {answer['error']}")
+        raise BackendError(f"'{do}' failed: {answer['error']}")
 
     def stop(self) -> None:
         """End the process: politely, and by force where it does not listen."""
