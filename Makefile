@@ -64,7 +64,7 @@ $(PEER)/.installed: benchmarks/peers/transformers/requirements.txt
 
 peers: $(PEER)/.installed ## Install what the benchmarks compare with, in an environment of its own
 
-bench-finetune: $(VENV)/.dev peers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (2.5 hours on 2 cores)
+bench-finetune: $(VENV)/.dev peers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (1.5 hours on 2 cores)
 	$(BIN)/python benchmarks/finetune.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/finetune.json
 
 test-slow: $(VENV)/.ray ## What the default run leaves out: compiled training, Ray, and the wheel installed elsewhere

@@ -106,6 +106,8 @@ def test_every_system_begins_once() -> None:
     assert sorted(order[:3]) == sorted(finetune.SYSTEMS)
     assert {order[0], order[3], order[6]} == set(finetune.SYSTEMS)
     assert [seed for seed, _ in finetune.turns([5, 6])] == [5, 5, 5, 6, 6, 6]
+    assert [seed for seed, name in finetune.turns([5, 6], [6]) if name == finetune.UNGROUPED] == [6]
+    assert [seed for seed, _ in finetune.turns([5, 6], [6])] == [5, 5, 6, 6, 6]
 
 
 @pytest.fixture
@@ -141,7 +143,9 @@ def test_a_run_that_is_there_is_not_run_again(
         return WORK
 
     monkeypatch.setattr(finetune, "SYSTEMS", dict.fromkeys(finetune.SYSTEMS, fake))
-    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], threads=2)
+    options = argparse.Namespace(
+        out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], ungrouped_seeds=None, threads=2
+    )
     with pytest.raises(KeyboardInterrupt):
         finetune.measure(tiny_suite, options)
     assert len(finetune.measure(tiny_suite, options)) == 6
@@ -195,7 +199,7 @@ def test_systems_that_do_other_work_are_not_compared(
     first, second, third = finetune.SYSTEMS
     fakes = {first: lambda run: WORK, second: lambda run: WORK | other, third: lambda run: WORK}
     monkeypatch.setattr(finetune, "SYSTEMS", fakes)
-    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0], threads=2)
+    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0], ungrouped_seeds=None, threads=2)
     with pytest.raises(SystemExit, match=f"tiny: the {next(iter(other))} differ"):
         finetune.measure(tiny_suite, options)
     assert len(provenance.read_runs(options.out)) == 2
