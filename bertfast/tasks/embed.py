@@ -237,6 +237,7 @@ EMBED = Task(
     outputs=("embedding",),
     per_token=(),
     metric="spearman",
+    metric_otherwise="recall@1",
     settings=EmbedSettings,
     read=read,
     labels=no_labels,
