@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import distill, finetune, pretraining_helps
+from benchmarks import distill, finetune, pretraining_helps, sst2
 from benchmarks.finetune import DataSet, Run, Source
 from benchmarks.peers.transformers.job import Job
 from bertfast.config import FinetuneConfig, read_settings
@@ -259,6 +259,25 @@ def test_students_share_all_but_the_teacher(
     assert distill.summary(runs)["alone"] == pytest.approx({"mean": 0.55, "deviation": 0.1 / 2**0.5})
     assert distill.measure(options, (tmp_path / "train", tmp_path / "dev")) == runs
     assert len(asked) == 4
+
+
+def test_a_seed_of_another_commit_is_run_again(
+    tmp_path: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fake(data: Path, out: Path, config: FinetuneConfig) -> dict[str, Any]:
+        asked.append(config.seed)
+        return {"accuracy": 0.5 + len(asked) / 10}
+
+    monkeypatch.setattr(sst2, "run", fake)
+    monkeypatch.setattr(sst2, "provenance", lambda: dict(measured))
+    first = sst2.accuracy(tmp_path, tmp_path, [0, 1])
+    assert first["mean"] == pytest.approx(0.65)
+    assert sst2.accuracy(tmp_path, tmp_path, [0, 1]) == first
+    measured["commit"] = "def"
+    sst2.accuracy(tmp_path, tmp_path, [1])
+    assert asked == [0, 1, 1]
 
 
 def test_only_the_pretrained_run_begins_with_the_weights(
