@@ -126,6 +126,8 @@ def score(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, float]:
 def features(examples: Sequence[Example], context: Context) -> Features:
     """All texts of each example, and `grades` float32 [N] or `text_ids` int64 [N, C], equal where the words are.
 
+    A text is compared with those of its step, which are alike in length unless `bucket_batches` is 1.
+
     Raises:
         DataError: the examples are not what the loss learns from.
     """

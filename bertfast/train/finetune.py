@@ -67,7 +67,10 @@ class FinetuneSource:
         return [self.features.batch(items[part], self.pad_id) for part in parts]
 
     def _epoch_batches(self, epoch: int) -> list[Int64]:
-        """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
+        """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled.
+
+        The items of a step are then alike in length, in-batch negatives too.
+        """
         rng = np.random.default_rng([self.config.seed, epoch])
         order = rng.permutation(len(self.features))
         size = self.config.global_batch_size
