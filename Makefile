@@ -71,7 +71,7 @@ peers: $(PEERS:%=peer-%) ## Install what the benchmarks compare with, each in an
 .PHONY: $(PEERS:%=peer-%)
 $(PEERS:%=peer-%): peer-%: benchmarks/peers/%/.venv/.installed
 
-bench-finetune: $(VENV)/.dev peer-transformers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (2.5 hours on 2 cores)
+bench-finetune: $(VENV)/.dev peer-transformers ## Fine-tuning beside transformers' Trainer: six data sets, three seeds (1.5 hours on 2 cores)
 	$(BIN)/python benchmarks/finetune.py --data $(or $(BERTFAST_DATA),../shared/data) --out runs/finetune.json
 
 test-slow: $(VENV)/.ray ## What the default run leaves out: compiled training, Ray, and the wheel installed elsewhere

@@ -1,7 +1,8 @@
 """Fine-tuning beside transformers' Trainer: the same rows, hyper-parameters and seeds, in turn.
 
     make peers
-    python benchmarks/finetune.py --data DIR --out runs/finetune.json [--only sst2 nli] [--seeds 0 1 2] [--threads 2]
+    python benchmarks/finetune.py --data DIR --out runs/finetune.json [--only sst2 nli] [--seeds 0 1 2]
+        [--ungrouped-seeds 0] [--threads 2]
 
 For every data set of suites/finetune.toml and every seed, ours and the peer, with random batches and with batches
 grouped by length, run one after another, each in a process of its own; who begins changes from seed to seed. `train_s`
@@ -213,9 +214,10 @@ def run_peer(run: Run, *, grouped: bool) -> Row:
     return {**json.loads(output.splitlines()[-1]), "process_s": process_s}
 
 
+UNGROUPED = "transformers"
 SYSTEMS: dict[str, Callable[[Run], Row]] = {
     "bertfast": run_ours,
-    "transformers": partial(run_peer, grouped=False),
+    UNGROUPED: partial(run_peer, grouped=False),
     "transformers, grouped": partial(run_peer, grouped=True),
 }
 
@@ -231,10 +233,14 @@ def execute(command: Sequence[str], threads: int) -> tuple[str, float]:
     return ended.stdout, process_s
 
 
-def turns(seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Seeds and systems in the order in which they run: A B C, then B C A, then C A B."""
-    names = list(SYSTEMS)
+def turns(seeds: Sequence[int], ungrouped: Sequence[int] | None = None) -> Iterator[tuple[int, str]]:
+    """Seeds and systems in the order in which they run: A B C, then B C A, then C A B.
+
+    Args:
+        ungrouped: the seeds with which the peer runs on random batches too; all where it is None.
+    """
     for number, seed in enumerate(seeds):
+        names = [name for name in SYSTEMS if name != UNGROUPED or ungrouped is None or seed in ungrouped]
         first = number % len(names)
         yield from ((seed, name) for name in names[first:] + names[:first])
 
@@ -246,7 +252,7 @@ def measure(suite: dict[str, DataSet], options: argparse.Namespace) -> list[Row]
         folder = options.out.with_suffix(".data") / name
         train = prepare(data_set.train, options.data, folder / "train")
         dev = prepare(data_set.dev, options.data, folder / "dev")
-        for seed, system in turns(options.seeds):
+        for seed, system in turns(options.seeds, options.ungrouped_seeds):
             key = {"data_set": name, "system": system, "seed": seed, "threads": options.threads}
             key |= {"settings": data_set.model_dump(mode="json")}
             run = Run(data_set, model, train, dev, seed, options.threads)
@@ -299,6 +305,12 @@ def main() -> None:
     parser.add_argument("--suite", type=Path, default=SUITE)
     parser.add_argument("--only", nargs="+", help="data sets; all when not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--ungrouped-seeds",
+        type=int,
+        nargs="+",
+        help="the seeds with which transformers runs on random batches too, the slowest runs; all when not given",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     suite = read_suite(options.suite)

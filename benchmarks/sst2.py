@@ -4,7 +4,8 @@
 
 Fine-tunes with the settings of suites/sst2.toml, evaluates the last epoch on dev and selects nothing on it, then
 exports and compares the label of every dev row between torch, ONNX Runtime and OpenVINO. About 24 minutes a seed on 2
-cores. How long it takes beside transformers is asked in finetune.py.
+cores; a seed is not run again on the commit and the hardware that it was run on. How long it takes beside transformers
+is asked in finetune.py.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from provenance import minilm, provenance
+from provenance import Row, minilm, provenance, run_once
 
 import bertfast
 from bertfast.backends import available
@@ -29,30 +32,29 @@ from bertfast.train.finetune import finetune
 SETTINGS = Path(__file__).parent / "suites" / "sst2.toml"
 
 
-def accuracy(data: Path, out: Path, seeds: list[int]) -> dict[str, object]:
+def accuracy(data: Path, out: Path, seeds: list[int]) -> Row:
     """Fine-tune once a seed; returns the accuracies, the seconds, and whether the backends agree on every row."""
-    rows = []
+    measured, runs = provenance(), []
     for seed in seeds:
         config = FinetuneConfig.parse(read_settings(SETTINGS, [f"seed={seed}"]), str(SETTINGS))
-        start_s = time.perf_counter()
-        files = data / "train.tsv", data / "dev.tsv"
-        result = finetune(
-            open_checkpoint(minilm()),
-            get_task("classify"),
-            *files,
-            out / f"seed{seed}",
-            config,
-            resume=True,
-        )
-        rows.append({"seed": seed, "accuracy": result["dev_accuracy"], "elapsed_s": time.perf_counter() - start_s})
-        rows[-1] |= agreement(out / f"seed{seed}", out / f"seed{seed}_onnx", files[1])
-        print(json.dumps(rows[-1]), flush=True)
-    values = [row["accuracy"] for row in rows]
-    summary = {"mean": statistics.mean(values), "spread": max(values) - min(values), "runs": rows}
-    return provenance() | summary
+        key = {"seed": seed, "settings": config.model_dump(mode="json")}
+        make = partial(run, data, out / f"seed{seed}", config)
+        runs.append(run_once(out / "runs.json", key, measured, make))
+        print(f"seed {seed}: accuracy {runs[-1]['accuracy']:.4f}", file=sys.stderr, flush=True)
+    values = [run["accuracy"] for run in runs]
+    return measured | {"mean": statistics.mean(values), "spread": max(values) - min(values), "runs": runs}
 
 
-def agreement(checkpoint: Path, onnx: Path, dev: Path) -> dict[str, object]:
+def run(data: Path, out: Path, config: FinetuneConfig) -> Row:
+    """Fine-tune MiniLM into `out`, anew if something is there, and ask every backend."""
+    start_s = time.perf_counter()
+    files = data / "train.tsv", data / "dev.tsv"
+    result = finetune(open_checkpoint(minilm()), get_task("classify"), *files, out, config, overwrite=True)
+    row = {"accuracy": result["dev_accuracy"], "elapsed_s": time.perf_counter() - start_s}
+    return row | agreement(out, out.with_name(f"{out.name}_onnx"), files[1])
+
+
+def agreement(checkpoint: Path, onnx: Path, dev: Path) -> Row:
     """The rows on which a backend's label differs from torch's, and the precision that each executed in."""
     export(checkpoint, onnx, overwrite=True)
     texts = [row.request["text"] for row in read_examples(dev)]

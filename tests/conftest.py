@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,12 @@ def sentence(rng: random.Random) -> str:
 
 def document(rng: random.Random) -> str:
     return "\n".join(sentence(rng) for _ in range(rng.randint(3, 12)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heard() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and the processes of tests would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

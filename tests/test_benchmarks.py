@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import distill, finetune, pretraining_helps
+from benchmarks import distill, finetune, pretraining_helps, sst2
 from benchmarks.finetune import DataSet, Run, Source
 from benchmarks.peers.transformers.job import Job
 from bertfast.config import FinetuneConfig, read_settings
@@ -111,6 +111,8 @@ def test_every_system_begins_once() -> None:
     assert sorted(order[:3]) == sorted(finetune.SYSTEMS)
     assert {order[0], order[3], order[6]} == set(finetune.SYSTEMS)
     assert [seed for seed, _ in finetune.turns([5, 6])] == [5, 5, 5, 6, 6, 6]
+    assert [seed for seed, name in finetune.turns([5, 6], [6]) if name == finetune.UNGROUPED] == [6]
+    assert [seed for seed, _ in finetune.turns([5, 6], [6])] == [5, 5, 6, 6, 6]
 
 
 @pytest.fixture
@@ -146,7 +148,9 @@ def test_a_run_that_is_there_is_not_run_again(
         return WORK
 
     monkeypatch.setattr(finetune, "SYSTEMS", dict.fromkeys(finetune.SYSTEMS, fake))
-    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], threads=2)
+    options = argparse.Namespace(
+        out=tmp_path / "out.json", data=tmp_path, seeds=[0, 1], ungrouped_seeds=None, threads=2
+    )
     with pytest.raises(KeyboardInterrupt):
         finetune.measure(tiny_suite, options)
     assert len(finetune.measure(tiny_suite, options)) == 6
@@ -200,7 +204,7 @@ def test_systems_that_do_other_work_are_not_compared(
     first, second, third = finetune.SYSTEMS
     fakes = {first: lambda run: WORK, second: lambda run: WORK | other, third: lambda run: WORK}
     monkeypatch.setattr(finetune, "SYSTEMS", fakes)
-    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0], threads=2)
+    options = argparse.Namespace(out=tmp_path / "out.json", data=tmp_path, seeds=[0], ungrouped_seeds=None, threads=2)
     with pytest.raises(SystemExit, match=f"tiny: the {next(iter(other))} differ"):
         finetune.measure(tiny_suite, options)
     assert len(provenance.read_runs(options.out)) == 2
@@ -260,6 +264,25 @@ def test_students_share_all_but_the_teacher(
     assert distill.summary(runs)["alone"] == pytest.approx({"mean": 0.55, "deviation": 0.1 / 2**0.5})
     assert distill.measure(options, (tmp_path / "train", tmp_path / "dev")) == runs
     assert len(asked) == 4
+
+
+def test_a_seed_of_another_commit_is_run_again(
+    tmp_path: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fake(data: Path, out: Path, config: FinetuneConfig) -> dict[str, Any]:
+        asked.append(config.seed)
+        return {"accuracy": 0.5 + len(asked) / 10}
+
+    monkeypatch.setattr(sst2, "run", fake)
+    monkeypatch.setattr(sst2, "provenance", lambda: dict(measured))
+    first = sst2.accuracy(tmp_path, tmp_path, [0, 1])
+    assert first["mean"] == pytest.approx(0.65)
+    assert sst2.accuracy(tmp_path, tmp_path, [0, 1]) == first
+    measured["commit"] = "def"
+    sst2.accuracy(tmp_path, tmp_path, [1])
+    assert asked == [0, 1, 1]
 
 
 def test_only_the_pretrained_run_begins_with_the_weights(

@@ -189,7 +189,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
 ) -> None:
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (tmp_path / "nomask.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
-    (tmp_path / "latin1.tsv").write_bytes("text\tlabel\ncaf\u00e9\t1\n".encode("latin-1"))
+    (tmp_path / "bytes.tsv").write_bytes(b"text\tlabel\ncaf\x81\t1\nbar\t0\n")
     train, dev = row_files
     classify = ("train", "classify", "--model", classifier, "--dev", dev, "--out", "out", "--set", "max_length=32")
     cases = [
@@ -207,7 +207,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
             ("corpus", "build", "latin1.txt", "--vocab-size", 200, "--out", "out", "--engine", "rey"),
             "Did you mean 'ray'",
         ),
-        ((*classify, "--train", "latin1.tsv"), "not UTF-8"),
+        ((*classify, "--train", "bytes.tsv"), "bytes.tsv:2 is neither UTF-8 nor Windows-1252"),
         ((*classify, "--train", train, "--text-column", "txt"), "Did you mean 'text'"),
         ((*classify, "--train", train, "--set", "learning_rat=1"), "Did you mean 'learning_rate'"),
         ((*classify, "--train", train, "--config", "none.toml"), "none.toml does not exist"),
@@ -226,7 +226,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         assert done.returncode == 2, (arguments, done.stderr)
         assert message in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "latin1.tsv", "nomask.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latin1.txt", "bytes.tsv", "nomask.txt"}
 
 
 @pytest.mark.parametrize("line", [b'{"text": "\\ud83d"}', b'{"text": "caf\xe9"}', b'{"id": "\\ud83d", "text": "a"}'])

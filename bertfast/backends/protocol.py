@@ -19,6 +19,7 @@ _TOLERANCE = {
     ("torch", Precision.FP32): 1e-5,
     ("onnxruntime", Precision.FP32): 1e-5,
     ("openvino", Precision.FP32): 1e-5,
+    ("openvino", Precision.BF16): 2e-2,
 }
 
 
@@ -83,6 +84,11 @@ class Backend(ABC):
 def tolerance(backend: str, precision: Precision) -> float:
     """The largest relative error against the fp32 source that a backend may have in a precision."""
     return _TOLERANCE[backend, precision]
+
+
+def precisions(backend: str) -> tuple[Precision, ...]:
+    """The precisions that a backend executes."""
+    return tuple(precision for name, precision in _TOLERANCE if name == backend)
 
 
 def relative_error(

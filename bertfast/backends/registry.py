@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bertfast.backends.protocol import Backend
+from bertfast.backends.protocol import Backend, precisions
 from bertfast.backends.served import ServedModel
 from bertfast.errors import BackendError, did_you_mean
 
@@ -74,8 +74,13 @@ def available() -> list[Availability]:
 
 
 def backends_for(model: ServedModel) -> list[str]:
-    """The names of the installed runtimes that run this kind of artefact, the preferred one first."""
-    return [item.name for item in available() if item.version is not None and item.kind == model.kind]
+    """The names of the installed runtimes that run this artefact, the preferred one first."""
+    return [item.name for item in available() if item.version is not None and _runs(item, model)]
+
+
+def _runs(runtime: Availability, model: ServedModel) -> bool:
+    """Whether a runtime runs artefacts of this kind in this precision."""
+    return runtime.kind == model.kind and model.precision in precisions(runtime.name)
 
 
 def open_backend(model: ServedModel, name: str | None = None, *, threads: int | None = None) -> Backend:
@@ -88,9 +93,9 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     if name is None:
         name = next(iter(backends_for(model)), None)
         if name is None:
-            wanted = [item for item in available() if item.kind == model.kind]
-            remedies = " or ".join(sorted({item.remedy for item in wanted}))
-            raise BackendError(f"no runtime for an artefact of kind '{model.kind}' is installed: {remedies}")
+            remedies = " or ".join(sorted({item.remedy for item in available() if _runs(item, model)}))
+            wanted = f"an artefact of kind '{model.kind}' in {model.precision.value}"
+            raise BackendError(f"no runtime for {wanted} is installed: {remedies}")
     if name not in _RUNTIMES:
         raise BackendError(
             f"'{name}' is not a backend. There are {', '.join(_RUNTIMES)}.{did_you_mean(name, _RUNTIMES)}"
@@ -101,6 +106,9 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
         raise BackendError(
             f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}"
         )
+    if model.precision not in precisions(name):
+        able = ", ".join(precision.value for precision in precisions(name))
+        raise BackendError(f"{name} executes {able}, and {model.path} is in {model.precision.value}.")
     if importlib.util.find_spec(runtime.package) is None:
         raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
     return runtime.open(model, threads)

@@ -11,6 +11,7 @@ from typing import Any
 from bertfast import artifact
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, ConfigError
+from bertfast.model.snapshot import model_name
 from bertfast.model.weights import Checkpoint, config_file, open_checkpoint
 from bertfast.tasks import Context, Task, get_task, task_of
 from bertfast.text import tokenizer as tokenization
@@ -39,6 +40,11 @@ class ServedModel:
     sha256: str
     source_sha256: str
     checkpoint: Checkpoint | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called: its directory's name, or OWNER/NAME of a model of the hub."""
+        return model_name(self.path)
 
 
 def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedModel:

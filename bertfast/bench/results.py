@@ -111,6 +111,22 @@ class Measured(Config):
     warnings: tuple[str, ...] = ()
 
 
+class Verdict(Config):
+    """What the gate says.
+
+    Attributes:
+        ship: whether any candidate passes.
+        choice: the best one that does.
+        summary: the verdict in one line.
+        refused: why each of the others does not pass, by its name.
+    """
+
+    ship: bool
+    choice: str | None
+    summary: str
+    refused: dict[str, str]
+
+
 class Results(Config):
     """A benchmark run; `report.json` holds just this.
 
@@ -120,6 +136,7 @@ class Results(Config):
         bound_p99_ms: what p99 the server scenario had to hold, where it ran.
         lengths: how many sequences have each number of tokens, from 0 on.
         labelled: whether the file has the right answers; without them there is speed only.
+        verdict: the gate's, where one was asked for.
     """
 
     schema_version: int = RESULTS_SCHEMA_VERSION
@@ -138,6 +155,7 @@ class Results(Config):
     libraries: dict[str, str]
     hardware: dict[str, Any]
     candidates: tuple[Measured, ...]
+    verdict: Verdict | None = None
 
     def write(self, directory: Path) -> None:
         (directory / "report.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -138,6 +138,7 @@ def _finetune(task: str, options: FinetuneOptions) -> None:
     from bertfast.train.distill import refuse_lessons_without_teacher
     from bertfast.train.finetune import finetune
     from bertfast.train.seeds import parse_seeds, run_seeds
+    from bertfast.train.selection import metrics_on_dev
 
     values = read_settings(options.config, options.settings or [])
     own = pop_task(values)
@@ -168,4 +169,4 @@ def _finetune(task: str, options: FinetuneOptions) -> None:
         print_json({"checkpoint": str(options.out), **run(config.seed, options.out)})
     else:
         wanted = parse_seeds(options.seeds, config.seed if "seed" in values else None)
-        print_json(run_seeds(run, wanted, options.out, f"dev_{record.metric}"))
+        print_json(run_seeds(run, wanted, options.out, metrics_on_dev(record)))

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from bertfast import artifact
-from bertfast.backends import ServedModel, available, open_backend, open_served
+from bertfast.backends import ServedModel, backends_for, open_backend, open_served
 from bertfast.backends.served import AS_TRAINED, ONNX_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError
@@ -22,37 +22,47 @@ Checks = dict[str, dict[str, float]]
 
 
 def export(
-    checkpoint_path: Path, out: Path, *, settings: Mapping[str, Any] = AS_TRAINED, overwrite: bool = False
+    checkpoint_path: Path,
+    out: Path,
+    *,
+    precision: Precision = Precision.FP32,
+    settings: Mapping[str, Any] = AS_TRAINED,
+    overwrite: bool = False,
 ) -> Checks:
-    """Export a checkpoint as an fp32 ONNX artefact; returns the errors of each check in each runtime.
+    """Export a checkpoint as an ONNX artefact; returns the errors of each check in each runtime.
 
     Args:
+        precision: what the matrix products are to execute in. The graph holds float32 weights; a runtime is told to
+            compute in bf16, and asked what it does.
         settings: the task's settings that are to be others than the checkpoint's.
     Raises:
         CheckError: a runtime does not reproduce the source; nothing is published.
-        BackendError: no runtime for ONNX is installed, so nothing could be checked.
+        BackendError: no runtime for this precision is installed, or none executes it on this machine, so nothing
+            could be checked.
     """
     served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
         raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
-    runtimes = [item for item in available() if item.kind == "onnx" and item.version is not None]
+    exported = replace(served, kind="onnx", precision=precision)
+    runtimes = backends_for(exported)
     if not runtimes:
         raise BackendError(
-            "an export is checked before it is published, and no runtime is here: pip install 'bertfast[cpu]'"
+            f"an export is checked before it is published, and no runtime for {precision.value} is here: "
+            "pip install 'bertfast[cpu]'"
         )
     parents = {"checkpoint": served.sha256}
     with artifact.create(
         out,
         "onnx",
         task=served.task.name,
-        precision=Precision.FP32,
+        precision=precision,
         labels=served.context.labels,
         parents=parents,
         overwrite=overwrite,
     ) as draft:
         onnx.save(_model(served), draft.path / ONNX_FILE)
         served.context.tokenizer.save(draft.path)
-        checks = _check(served, draft.path, [item.name for item in runtimes])
+        checks = _check(served, replace(exported, path=draft.path), runtimes)
         draft.settings = {
             "max_length": served.context.max_length,
             "task": served.context.settings.model_dump(),
@@ -69,8 +79,7 @@ def _model(served: ServedModel) -> onnx.ModelProto:
     return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings)
 
 
-def _check(served: ServedModel, draft: Path, runtimes: list[str]) -> Checks:
-    exported = replace(served, path=draft, kind="onnx", precision=Precision.FP32)
+def _check(served: ServedModel, exported: ServedModel, runtimes: list[str]) -> Checks:
     checks: Checks = {}
     with open_backend(served, "torch") as source:
         for name in runtimes:

@@ -90,6 +90,17 @@ class BertForPreTraining(nn.Module):
         }
 
 
+class FullPrecisionLinear(nn.Linear):
+    """A linear layer that computes in fp32 under autocast too.
+
+    bfloat16 has 8 bits, so that near 2,000 it knows multiples of 8 alone: too coarse for a number that is an answer.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
+
+
 class BertForSequenceClassification(nn.Module):
     """Encoder with dropout and a linear classifier on the pooled first token."""
 

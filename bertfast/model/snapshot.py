@@ -11,6 +11,7 @@ from bertfast.model.tensors import PICKLES_AND_ARRAYS, SAFETENSORS
 from bertfast.text.hub import PREFIX, REPOSITORY
 
 _REFERENCE = re.compile(rf"{PREFIX}({REPOSITORY})(?:@(.+))?")
+_CACHED = "models--"  # as `huggingface_hub` names its folders: models--OWNER--NAME/snapshots/COMMIT
 # All that a checkpoint is read from beside its weights; no code is among it.
 _DESCRIPTION = (
     "config.json",
@@ -26,7 +27,8 @@ _DESCRIPTION = (
 
 
 def local_model(path: Path) -> Path:
-    """The directory to read: `path` itself or, for `hub:NAME[@REVISION]`, its copy in the cache of `huggingface_hub`.
+    """The directory to read: `path` itself or, for `hub:OWNER/NAME[@REVISION]`, its copy in the cache of
+    `huggingface_hub`.
 
     Pickles are fetched only where there are no safetensors.
 
@@ -44,6 +46,14 @@ def local_model(path: Path) -> Path:
     if any((directory / file).is_file() for file in SAFETENSORS):
         return directory
     return _fetch(reference, name, revision, [*PICKLES_AND_ARRAYS, "pytorch_model-?????-of-?????.bin"])
+
+
+def model_name(path: Path) -> str:
+    """What a model is called: OWNER/NAME where its directory is a snapshot in the cache, else the directory's name."""
+    home = path.parent.parent
+    if path.parent.name == "snapshots" and home.name.startswith(_CACHED):
+        return home.name.removeprefix(_CACHED).replace("--", "/")
+    return path.name
 
 
 def _fetch(reference: str, name: str, revision: str | None, files: Sequence[str]) -> Path:

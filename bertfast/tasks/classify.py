@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+ClassWeights = Literal["none", "balanced"] | dict[str, PositiveFloat]
+
+
 class ClassifySettings(Config):
     """What a mistake costs."""
 
-    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = Field(
+    class_weights: ClassWeights = Field(
         "none",
         description="weight of a label in the loss by its name, 1 where it is not named; balanced: 1 / its share",
     )
@@ -106,14 +109,21 @@ def class_weights(ids: Int64, context: Context) -> npt.NDArray[np.float32]:
     if wanted == "balanced":
         counts = np.bincount(ids, minlength=len(context.labels))
         return (len(ids) / (len(counts) * counts)).astype(np.float32)
-    named = {} if isinstance(wanted, str) else wanted
-    for name in named:
-        if name not in context.labels:
+    return named_weights({} if wanted == "none" else wanted, context.labels)
+
+
+def named_weights(wanted: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The weight of each label, 1 where it is not named.
+
+    Raises:
+        ConfigError: a label is named that there is not.
+    """
+    for name in wanted:
+        if name not in labels:
             raise ConfigError(
-                f"class_weights names '{name}', and the labels are {', '.join(context.labels)}."
-                f"{did_you_mean(name, context.labels)}"
+                f"class_weights names '{name}', and the labels are {', '.join(labels)}.{did_you_mean(name, labels)}"
             )
-    return np.array([named.get(name, 1.0) for name in context.labels], np.float32)
+    return np.array([wanted.get(name, 1.0) for name in labels], np.float32)
 
 
 def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:

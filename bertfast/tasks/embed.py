@@ -6,6 +6,7 @@ Shapes: N pairs, C texts of each (the text, its pair and perhaps a hard negative
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,14 +31,15 @@ from bertfast.tasks.task import (
     text_or_pair,
 )
 from bertfast.text.batch import Features
-from bertfast.text.labelled import NUMBER_NAMES, Columns, Example, Request, label_number, read_examples
-from bertfast.text.tables import read_table
+from bertfast.text.labelled import Columns, Example, Request, id_of, label_number, read_examples
+from bertfast.text.tables import Row, read_table
 from bertfast.text.tokenizer import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TRIPLET = ("anchor", "positive", "negative")
+GRADE_NAMES = ("score", "similarity", "similarity_score", "label")
 Vector = npt.NDArray[np.float32]
 
 
@@ -55,34 +57,35 @@ class EmbedSettings(Config):
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
     """Pairs with a grade, pairs that belong together, triplets (`anchor`, `positive`, `negative`), or single texts.
 
-    The gold is the grade of a pair, or the texts that belong together: what is to be found is told by its words.
+    The gold is the grade of a pair, or the texts that belong together: what is to be found is told by its words. Where
+    columns are named, there are no triplets.
 
     Raises:
-        DataError: golds are needed, and the file has single texts.
+        DataError: golds are needed, and the file has single texts, or grades that some rows lack.
     """
     first = next((row for _, row in read_table(path)), {})
-    if set(TRIPLET) <= set(first):
+    if set(TRIPLET) <= set(first) and columns == Columns():
         return [_triplet(where, row) for where, row in read_table(path)]
-    examples = read_examples(path, columns, labels_needed=False, usual_labels=NUMBER_NAMES, gold=label_number)
-    if golds_needed and "pair" not in examples[0].request:
-        raise DataError(f"{path} has single texts, and embed learns from pairs. Name the second with --pair-column.")
-    return [Example(example.request, _gold(example), example.where) for example in examples]
+    graded = columns.label is not None or any(name in first for name in GRADE_NAMES)
+    needed = golds_needed and graded
+    examples = read_examples(path, columns, labels_needed=needed, usual_labels=GRADE_NAMES, gold=label_number)
+    if "pair" not in examples[0].request:
+        if golds_needed:
+            raise DataError(
+                f"{path} has single texts, and embed learns from pairs. Name the second with --pair-column."
+            )
+        return [replace(example, gold=None) for example in examples]
+    if any(example.gold is not None for example in examples):
+        return examples
+    return [replace(example, gold=(example.request["text"], example.request["pair"])) for example in examples]
 
 
-def _triplet(where: str, row: Mapping[str, object]) -> Example:
+def _triplet(where: str, row: Row) -> Example:
     texts = tuple(row.get(name) for name in TRIPLET)
     for name, text in zip(TRIPLET, texts, strict=True):
         if not isinstance(text, str):
             raise DataError(f"{where}: '{name}' is {text!r}, and a text is needed.")
-    return Example({"text": texts[0], "pair": texts[1]}, texts, where)
-
-
-def _gold(example: Example) -> float | tuple[str, str] | None:
-    """The grade; of a pair without one the texts that belong together; of a single text nothing."""
-    if "pair" not in example.request:
-        return None
-    together = str(example.request["text"]), str(example.request["pair"])
-    return together if example.gold is None else example.gold
+    return Example({"text": texts[0], "pair": texts[1], **id_of(row)}, texts, where)
 
 
 def encode(requests: Sequence[Request], context: Context) -> list[list[Encoded]]:
@@ -122,6 +125,8 @@ def score(answers: Sequence[Answer], golds: Sequence[Any]) -> dict[str, float]:
 
 def features(examples: Sequence[Example], context: Context) -> Features:
     """All texts of each example, and `grades` float32 [N] or `text_ids` int64 [N, C], equal where the words are.
+
+    A text is compared with those of its step, which are alike in length unless `bucket_batches` is 1.
 
     Raises:
         DataError: the examples are not what the loss learns from.
@@ -234,6 +239,7 @@ EMBED = Task(
     outputs=("embedding",),
     per_token=(),
     metric="spearman",
+    metric_otherwise="recall@1",
     settings=EmbedSettings,
     read=read,
     labels=no_labels,

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from bertfast.config import Config
 from bertfast.errors import DataError
-from bertfast.tasks.classify import build
+from bertfast.tasks.classify import ClassWeights, build, named_weights
 from bertfast.tasks.probabilities import sigmoid
 from bertfast.tasks.soft_targets import each_for_itself
 from bertfast.tasks.task import (
@@ -43,10 +43,15 @@ USUAL_NAMES = ("labels", "label", "categories", "tags", "classes")
 
 
 class MultiLabelSettings(Config):
-    """How labels are written, and how sure one must be."""
+    """How labels are written, how sure one must be, and what it costs to miss one."""
 
     separator: str = Field(",", min_length=1, description="what stands between the labels of a row that is no list")
     threshold: float = Field(0.5, ge=0, le=1, description="the probability from which on a label is given")
+    class_weights: ClassWeights = Field(
+        "none",
+        description="weight in the loss of a label that a row has, by its name, 1 where it is not named and where a "
+        "row has it not; balanced: how many rows have it not for each that has it",
+    )
 
 
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
@@ -118,22 +123,41 @@ def _table(rows: Sequence[Sequence[str]], names: Sequence[str]) -> npt.NDArray[n
 def features(examples: Sequence[Example], context: Context) -> Features:
     encoded = encode_texts([example.request for example in examples], context)
     golds = _table([example.gold for example in examples], context.labels)
-    return Features([tuple(item) for item in encoded], {"labels": golds})
+    weights = np.where(golds > 0, positive_weights(golds, context), np.float32(1))
+    return Features([tuple(item) for item in encoded], {"labels": golds, "weights": weights})
+
+
+def positive_weights(golds: npt.NDArray[np.float32], context: Context) -> npt.NDArray[np.float32]:
+    """float32 [C]: what each label weighs in the loss of a row that has it.
+
+    Args:
+        golds: [B, C], 1 where a training example has a label; each label is that of one at least.
+    Raises:
+        ConfigError: the settings name a label that there is not.
+    """
+    assert isinstance(context.settings, MultiLabelSettings)
+    wanted = context.settings.class_weights
+    if wanted == "balanced":
+        having = golds.sum(axis=0)
+        weights: npt.NDArray[np.float32] = np.maximum(len(golds) - having, 1) / having  # all may have it: not 0
+        return weights
+    return named_weights({} if wanted == "none" else wanted, context.labels)
 
 
 def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], settings: Config) -> dict[str, Tensor]:
-    """Summed binary cross-entropies in nats, one for each label of each row."""
+    """Summed binary cross-entropies in nats, one for each label of each row, by its weight."""
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-    return {"loss": cross_entropy(outputs["logits"].float(), targets["labels"], reduction="sum")}
+    logits, labels, weights = outputs["logits"].float(), targets["labels"], targets["weights"]
+    return {"loss": cross_entropy(logits, labels, weights, reduction="sum")}
 
 
 def correct(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"loss": ((outputs["logits"] >= 0) == (targets["labels"] > 0)).sum()}
+    return {"loss": (((outputs["logits"] >= 0) == (targets["labels"] > 0)) * targets["weights"]).sum()}
 
 
 def counts(targets: Targets) -> dict[str, float]:
-    return {"loss": targets["labels"].size}
+    return {"loss": float(targets["weights"].sum(dtype=np.float64))}
 
 
 MULTI_LABEL = Task(

@@ -155,7 +155,7 @@ def _best_spans(
     tokens = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
     if not len(tokens):
         return []
-    longest = settings.max_answer_length
+    longest = min(settings.max_answer_length, len(tokens))
     beyond = np.full(longest - 1, -np.inf)
     ends = np.lib.stride_tricks.sliding_window_view(np.concatenate([end[tokens], beyond]), longest)
     scores = (start[tokens, None] + ends).ravel()  # [tokens * longest]: a span's first token, and how many follow it

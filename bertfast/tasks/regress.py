@@ -88,12 +88,18 @@ def features(examples: Sequence[Example], context: Context) -> Features:
 
 
 def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:
-    """A classifier of one logit that begins at the mean, so that its first steps need not find that."""
+    """A classifier of one logit that begins at the mean, so that its first steps need not find that; the logit is in
+    fp32, as the mean may be far from 0."""
     import torch
+
+    from bertfast.model.heads import FullPrecisionLinear
 
     assert isinstance(settings, RegressSettings)
     model = classify.build(config, num_labels, settings)
-    torch.nn.init.constant_(model.classifier.bias, settings.mean or 0.0)  # type: ignore[union-attr, arg-type]
+    answer = FullPrecisionLinear(config.hidden_size, num_labels)
+    answer.load_state_dict(model.classifier.state_dict())  # type: ignore[union-attr]
+    torch.nn.init.constant_(answer.bias, settings.mean or 0.0)
+    model.classifier = answer
     return model
 
 

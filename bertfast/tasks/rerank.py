@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -50,21 +51,21 @@ class RerankSettings(Config):
 
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
     """Pairs with how well the second text answers the first, 0 to 1. The gold is that grade after the first text."""
-    examples = read_examples(path, columns, labels_needed=golds_needed, usual_labels=NUMBER_NAMES, gold=label_number)
-    return [Example(example.request, _gold(example), example.where) for example in examples]
+    examples = read_examples(path, columns, labels_needed=golds_needed, usual_labels=NUMBER_NAMES, gold=_grade)
+    return [replace(example, gold=_gold(example)) for example in examples]
+
+
+def _grade(value: object) -> float | None:
+    grade = label_number(value)
+    if grade is not None and not 0 <= grade <= 1:
+        raise ValueError("a number from 0 (no answer) to 1 (an answer; divide by the highest)")
+    return grade
 
 
 def _gold(example: Example) -> tuple[str, float] | None:
     if "pair" not in example.request:
         raise DataError(f"{example.where} is one text, and rerank scores pairs. Name the second with --pair-column.")
-    if example.gold is None:
-        return None
-    if not 0 <= example.gold <= 1:
-        raise DataError(
-            f"{example.where} has the label {example.gold:g}, and rerank learns from 0 (no answer) to 1 (an answer). "
-            "Divide the labels by the highest."
-        )
-    return str(example.request["text"]), float(example.gold)
+    return None if example.gold is None else (str(example.request["text"]), float(example.gold))
 
 
 def refuse(examples: Sequence[Example], labels: Sequence[str]) -> None:

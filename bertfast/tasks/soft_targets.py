@@ -34,11 +34,12 @@ def one_of_many(student: Tensors, teacher: Tensors, targets: Tensors, temperatur
 
 
 def each_for_itself(student: Tensors, teacher: Tensors, targets: Tensors, temperature: float) -> dict[str, Tensor]:
-    """Where each of the last axis is chosen or not: the same for two classes, summed over all of them."""
+    """Where each of the last axis is chosen or not: the same for two classes, summed over all of them by their
+    weights."""
     import torch
 
     found, wanted = (torch.stack([logits["logits"], -logits["logits"]], dim=-1) / 2 for logits in (student, teacher))
-    return {"loss": _divergence(found, wanted, temperature).sum()}
+    return {"loss": (_divergence(found, wanted, temperature) * targets.get("weights", 1)).sum()}
 
 
 def same_numbers(student: Tensors, teacher: Tensors, targets: Tensors, temperature: float) -> dict[str, Tensor]:

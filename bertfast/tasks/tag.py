@@ -48,18 +48,20 @@ class GoldWord(NamedTuple):
 
 def read(path: Path, columns: Columns, settings: Config, golds_needed: bool) -> list[Example]:
     """The sentences of a CoNLL file, or of JSON lines or Parquet with `tokens` and `tags`."""
-    return [_example(sentence, golds_needed) for sentence in read_tagged(path, columns)]
+    sentences = read_tagged(path, columns, tags_needed=golds_needed)
+    return [_example(sentence, golds_needed) for sentence in sentences]
 
 
 def _example(sentence: Sentence, golds_needed: bool) -> Example:
+    request = {"tokens": sentence.tokens, **sentence.id}
     if sentence.tags is None:
         if golds_needed:
             raise DataError(f"{sentence.where} has words without tags. Give each word its tag in another column.")
-        return Example({"tokens": sentence.tokens}, None, sentence.where)
+        return Example(request, None, sentence.where)
     _, offsets = join_words(sentence.tokens)
     words = zip(offsets, sentence.tags, strict=True)
     gold = [GoldWord(start, end, tag) for (start, end), tag in words]
-    return Example({"tokens": sentence.tokens}, gold, sentence.where)
+    return Example(request, gold, sentence.where)
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class Task:
         outputs: the model's outputs, in the order of the exported signature.
         per_token: the outputs among them that have a row for each token ([B, S, ...], not [B, ...]).
         metric: the number of `score` that the field quotes.
+        metric_otherwise: the one that it quotes where the data are of a kind for which `score` has no `metric`.
         settings: the class of the task's own settings, `--set task.KEY=VALUE`.
         read: the examples of a file; its last argument says whether each must have its gold.
         labels: the class names that training examples show, in the order that the logits are to have.
@@ -117,6 +118,7 @@ class Task:
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
     counts: Callable[[Targets], Mapping[str, float]]
     max_length: int = 128
+    metric_otherwise: str | None = None
     of_the_weights: tuple[str, ...] = ()
     problem: str | None = None
     tables: Callable[[Sequence[Answer], Sequence[Any]], Mapping[str, str]] = no_tables

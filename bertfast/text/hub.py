@@ -20,7 +20,8 @@ _REFERENCE = re.compile(rf"{PREFIX}({REPOSITORY})(?:/([\w.-]+))?(?::(.+))?")
 
 
 def local_data(path: Path) -> Path:
-    """The file to read: `path` itself or, for `hub:NAME[/CONFIG][:SPLIT]`, a Parquet file with the rows of that split.
+    """The file to read: `path` itself or, for `hub:OWNER/NAME[/CONFIG][:SPLIT]`, a Parquet file with
+    the rows of that split.
 
     The file lies in the cache of `datasets` and is written at each call, so that it is as new as the data there. Class
     numbers become their names. SPLIT is all that `datasets` takes, such as `train[:5000]`.

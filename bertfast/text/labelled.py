@@ -33,13 +33,19 @@ TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1
 LABEL_NAMES = ("label", "gold_label", "labels", "category", "class")
 NUMBER_NAMES = ("score", "similarity", "similarity_score", *LABEL_NAMES)
 GOLD_LABEL, NO_GOLD_LABEL = "gold_label", "-"
+ID = "id"
 _SHOWN = 60
+_LABELS_SHOWN = 200
 
 Request = Mapping[str, Any]
 
 
 class Columns(Config):
-    """Which columns to read; what is None is found by its usual name."""
+    """Which columns to read; what is None is found by its usual name.
+
+    A text that is the first of a usual pair, such as `question`, brings the second with it where the file has that and
+    it is not the label.
+    """
 
     text: str | None = None
     pair: str | None = None
@@ -110,6 +116,11 @@ def label_set(value: object, separator: str) -> tuple[str, ...]:
     return tuple(sorted(set(filter(None, named))))
 
 
+def id_of(row: Row) -> Request:
+    """`{"id": …}`, by which an answer is joined to its row, where the row has one that is a string or an integer."""
+    return {ID: row[ID]} if isinstance(row.get(ID), str | int) else {}
+
+
 def read_examples(
     path: Path,
     columns: Columns | None = None,
@@ -118,16 +129,21 @@ def read_examples(
     usual_labels: Sequence[str] = LABEL_NAMES,
     gold: Callable[[object], Any] = label_text,
 ) -> list[Example]:
-    """Read a labelled file. Rows whose `gold_label` is `-` (the annotators of SNLI and MNLI disagreed) are left out,
-    with a warning that counts them. Texts without a character are kept, with a warning that counts them too.
+    """Read a labelled file. Texts without a character are kept, with a warning that counts them. The `id` of a row
+    goes with its request.
+
+    Where labels are needed, rows whose `gold_label` is `-` (the annotators of SNLI and MNLI disagreed) are left out,
+    with a warning that counts them. Where none are, every row is kept, and one without a right answer has the gold
+    None; a warning counts the labels that cannot be one.
 
     Args:
         path: as `tables.read_table` takes it: a split of the file may be named.
+        labels_needed: whether each row must have its label.
         usual_labels: names of the label's column that are looked for, the likeliest first.
         gold: the right answer from what the label's column holds; None where it holds none. It raises ValueError with
             what is needed instead.
     Raises:
-        DataError: the file cannot be read, lacks a column, or a row lacks its text or label.
+        DataError: the file cannot be read, lacks a column, or a row lacks its text or a label that is needed.
     """
     rows = read_table(path)
     try:
@@ -136,16 +152,24 @@ def read_examples(
         raise DataError(f"{path} has no rows.") from None
     names = _find_columns(path, list(first[1]), columns or Columns(), labels_needed, usual_labels)
     left_out = 0
+    unread: list[str] = []
     examples = []
     for where, row in chain([first], rows):
-        if names.label == GOLD_LABEL and str(row.get(GOLD_LABEL)).strip() == NO_GOLD_LABEL:
+        if labels_needed and _annotators_disagreed(row, names):
             left_out += 1
         else:
-            examples.append(_example(where, row, names, gold))
+            right = _gold(where, row, names, gold, None if labels_needed else unread)
+            examples.append(Example(_request(where, row, names), right, where))
     if not examples:
         raise DataError(f"{path}: all {left_out} rows carry the label '{NO_GOLD_LABEL}' (no gold label).")
     if left_out:
         warnings.warn(f"{path}: {left_out} rows without a gold label were left out.", stacklevel=2)
+    if unread:
+        warnings.warn(
+            f"{path}: {len(unread)} of {len(examples)} labels are passed over, as none is needed here. The first: "
+            f"{unread[0]}",
+            stacklevel=2,
+        )
     _tell_of_empty_texts(path, examples, names)
     return examples
 
@@ -183,10 +207,12 @@ def label_ids(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
 
 def refuse_unknown_labels(examples: Sequence[Example], names: Sequence[str]) -> None:
     """Raise DataError for a label that `names` lacks; examples without one pass."""
+    known = {None, *names}
     for example in examples:
-        if example.gold is not None and example.gold not in names:
+        if example.gold not in known:
             raise DataError(
-                f"{example.where} has the label '{example.gold}', and the model knows {', '.join(names)}."
+                f"{example.where} has the label '{example.gold}', and the model knows "
+                f"{shorten(', '.join(names), _LABELS_SHOWN, placeholder=' ...')} ({len(names)} labels)."
                 f"{did_you_mean(example.gold, names)} Correct the file, or train with rows of that label."
             )
 
@@ -234,20 +260,20 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _example(where: str, row: Row, names: Columns, gold: Callable[[object], Any]) -> Example:
+def _request(where: str, row: Row, names: Columns) -> Request:
     unread = [second for first, second in PAIR_NAMES if names.pair is None and first == names.text and second in row]
     if unread and unread[0] not in (names.text, names.label):
         raise DataError(f"{where} has a '{unread[0]}' and the first row has none. Give every row the same columns.")
     request = {"text": _text(where, row, names.text or "")}
     if names.pair is not None:
         request["pair"] = _text(where, row, names.pair)
-    return Example(request, _gold(where, row, names.label, gold) if names.label else None, where)
+    return {**request, **id_of(row)}
 
 
 def _text(where: str, row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
-        raise DataError(f"{where} has no '{name}'.")
+        raise DataError(f"{where} has no '{name}'. Give it one, or name another column.")
     if not isinstance(value, str):
         raise DataError(
             f"{where}: '{name}' is {type(value).__name__}, and text is needed. Write it in quotes, or name another "
@@ -256,12 +282,24 @@ def _text(where: str, row: Row, name: str) -> str:
     return value
 
 
-def _gold(where: str, row: Row, name: str, gold: Callable[[object], Any]) -> Any:
+def _annotators_disagreed(row: Row, names: Columns) -> bool:
+    return names.label == GOLD_LABEL and str(row.get(GOLD_LABEL)).strip() == NO_GOLD_LABEL
+
+
+def _gold(where: str, row: Row, names: Columns, gold: Callable[[object], Any], unread: list[str] | None) -> Any:
+    """The right answer of a row. Where none is needed there is a list for what is wrong with its label."""
+    name = names.label
+    if name is None or _annotators_disagreed(row, names):
+        return None
     try:
         value = gold(row[name]) if name in row else None
     except ValueError as error:
-        raise DataError(f"{where}: '{name}' is {row.get(name)!r}, and {error} is needed.") from None
-    if value is None:
+        wrong = f"{where}: '{name}' is {row.get(name)!r}, and {error} is needed."
+        if unread is None:
+            raise DataError(f"{wrong} Correct it, or name another column with --label-column.") from None
+        unread.append(wrong)
+        return None
+    if value is None and unread is None:
         raise DataError(f"{where} has no '{name}'. Give every row its label, or leave the row out.")
     return value
 

@@ -13,7 +13,7 @@ from bertfast.errors import DataError
 from bertfast.text.encodings import read_lines
 from bertfast.text.files import format_of
 from bertfast.text.labelled import Columns, Example
-from bertfast.text.tables import read_table
+from bertfast.text.tables import read_table, split_reference
 
 Misaligned = Literal["repair", "drop", "refuse"]
 _KINDS = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
@@ -42,7 +42,7 @@ def read_squad(
     """Read questions with their contexts and right answers.
 
     The gold of an example is a tuple of `Span`, empty for an unanswerable question, and None where the file does
-    not tell. Answers of which `answer_start` does not point at their text are counted in one warning.
+    not tell. One warning counts the answers that are blank or that `answer_start` does not point at.
 
     Args:
         columns: names of a row's question (`text`), context (`pair`) and answers (`label`), where they are others.
@@ -53,7 +53,13 @@ def read_squad(
         DataError: the file cannot be read, or a field is missing or of the wrong kind; the way to it is named.
     """
     columns = columns or Columns()
-    questions = list(_rows(path, columns) if format_of(path) in ("jsonl", "parquet") else _nested(path))
+    in_rows = format_of(split_reference(path)[0]) in ("jsonl", "parquet")
+    if not in_rows and columns != Columns():
+        raise DataError(
+            f"{path} is SQuAD's own JSON by its name, and its fields have fixed names. Leave the options that name "
+            "columns out."
+        )
+    questions = list(_rows(path, columns) if in_rows else _nested(path))
     if not questions:
         raise DataError(f"{path} has no questions.")
     tally: Counter[str] = Counter()
@@ -66,8 +72,8 @@ def read_squad(
         )
     if wrong := tally["moved"] + tally["lost"]:
         warnings.warn(
-            f"{path}: {wrong} of {tally['answers']} answers do not stand at their answer_start: {tally['moved']} were "
-            f"found elsewhere in their context, and {tally['lost']} are left out of training.",
+            f"{path}: {wrong} of {tally['answers']} answers are blank or do not stand at their answer_start: "
+            f"{tally['moved']} were found elsewhere in their context, and {tally['lost']} are left out of training.",
             stacklevel=2,
         )
     return examples
@@ -81,7 +87,10 @@ def _example(question: _Question, misaligned: Misaligned, tally: Counter[str]) -
     for text, start in question.answers:
         tally["answers"] += 1
         place: int | None = start
-        if start < 0 or not context.startswith(text, start):
+        if not text.strip():
+            place = None
+            tally["lost"] += 1
+        elif start < 0 or not context.startswith(text, start):
             if misaligned == "refuse":
                 raise DataError(
                     f"{question.where}: answer_start {start} does not point at '{text}'. Correct it, or pass "
@@ -129,7 +138,7 @@ def _question(record: Mapping[str, Any], question: str, context: str, answers: s
 
 
 def _answers(given: object, where: str) -> list[tuple[str, int]]:
-    """Answers as a list of objects (SQuAD) or as an object of lists (Hugging Face's rows); blank ones are none."""
+    """Answers as a list of objects (SQuAD) or as an object of lists (Hugging Face's rows)."""
     if isinstance(given, dict):
         texts, starts = (_list(given, key, where) for key in ("text", "answer_start"))
         if len(texts) != len(starts):
@@ -137,11 +146,10 @@ def _answers(given: object, where: str) -> list[tuple[str, int]]:
         given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(given, list):
         raise DataError(f"{where} is {type(given).__name__}, and a list of answers is needed.")
-    pairs = [
+    return [
         (_text(answer, "text", f"{where}[{i}]"), cast(int, _field(answer, "answer_start", int, f"{where}[{i}]")))
         for i, answer in enumerate(given)
     ]
-    return [(text, start) for text, start in pairs if text.strip()]
 
 
 def _read_json(path: Path) -> object:

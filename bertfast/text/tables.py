@@ -47,8 +47,9 @@ def _of_splits(path: Path, rows: Iterator[tuple[str, Row]], wanted: Sequence[str
             raise DataError(
                 f"{where} has no column '{SPLIT_COLUMN}', so '{'+'.join(wanted)}' cannot be chosen from it."
             )
-        present.add(str(row[SPLIT_COLUMN]))
-        if row[SPLIT_COLUMN] in wanted:
+        split = _split(row)
+        present.add(split)
+        if split in wanted:
             yield where, row
     for name in wanted:
         if name not in present:
@@ -57,11 +58,16 @@ def _of_splits(path: Path, rows: Iterator[tuple[str, Row]], wanted: Sequence[str
             )
 
 
+def _split(row: Row) -> str:
+    """The name of a row's split, which may be a number, such as a fold's."""
+    return str(row.get(SPLIT_COLUMN)).strip()
+
+
 def _of_one_split(path: Path, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """All rows; several splits at once would train on what is to be tested."""
     first = None
     for where, row in rows:
-        split = str(row.get(SPLIT_COLUMN))
+        split = _split(row)
         first = first or split
         if split != first:
             raise DataError(

@@ -102,7 +102,9 @@ class Tokenizer:
 
     def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens and without a limit, one list a text."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._truncation:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def ids_and_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Token ids and the characters [start, end) of each token, without special tokens and without a limit.

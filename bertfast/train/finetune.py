@@ -32,7 +32,7 @@ from bertfast.train.loop import fit, to_inputs, total_steps
 from bertfast.train.optimizer import freeze
 from bertfast.train.publish import publish
 from bertfast.train.report import RUN_PANELS, Panel, report_run
-from bertfast.train.selection import criterion_of, quoted
+from bertfast.train.selection import criterion_of, metrics_on_dev, quoted
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary, tokens_in_use
 
@@ -67,7 +67,10 @@ class FinetuneSource:
         return [self.features.batch(items[part], self.pad_id) for part in parts]
 
     def _epoch_batches(self, epoch: int) -> list[Int64]:
-        """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled."""
+        """Items in random order; pools of `bucket_batches` batches are sorted by length; the batches are shuffled.
+
+        The items of a step are then alike in length, in-batch negatives too.
+        """
         rng = np.random.default_rng([self.config.seed, epoch])
         order = rng.permutation(len(self.features))
         size = self.config.global_batch_size
@@ -130,7 +133,7 @@ def finetune(
             learnt = distilled(task, teaching, config)
         source = FinetuneSource(in_use.features(features), int(in_use.rows(context.tokenizer.pad_id)), config)
         evaluate = partial(_evaluate, exam=lesson.exam, in_use=in_use, logs=run.logs)
-        criterion = criterion_of(config, f"dev_{task.metric}")
+        criterion = criterion_of(config, task)
         result = fit(model, learnt, context.settings, source, config, run, evaluate, criterion=criterion)
         result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
         shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
@@ -196,13 +199,13 @@ def _identity(start: Checkpoint, task: Task, lesson: Lesson, config: FinetuneCon
         "model": start.config.model_dump(),
         "tokens": hashlib.sha256(lesson.tokens.tobytes()).hexdigest(),
     }
-    if criterion_of(config, task.metric) is not None:  # evaluations then decide what is published
+    if criterion_of(config, task) is not None:  # evaluations then decide what is published
         identity["selects_every_steps"] = config.evaluate_every_steps
     return identity
 
 
 def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: FinetuneConfig, steps: int) -> None:
-    metric = quoted(result, f"dev_{task.metric}")
+    metric = quoted(result, metrics_on_dev(task))
     panels = (Panel("training loss", ("train_loss",)), Panel(metric, (metric,)), *RUN_PANELS)
     report_run(
         run.logs,

@@ -118,15 +118,11 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state of the last whole step is saved.
     """
     steps = total_steps(source.steps_per_epoch, config)
-    device = place(config, world)
-    model.to(device).train()
-    checkpoint_gradients(model, config.gradient_checkpointing)
-    forward = spread(model, world, device, config.sharding)
+    trainer = _trainer(model, task, settings, config, world)
     optimizer = make_optimizer(model, config)
     progress = run.load_state(model, optimizer)
-    trainer = Trainer(task, settings, model, forward, device, Precision(config.precision), world)
     step_losses = _compiled(trainer, source) if config.compile else trainer.losses
-    meter = Meter(world, source.flops_per_token, device, progress.train_s)
+    meter = Meter(world, source.flops_per_token, trainer.device, progress.train_s)
     done, best, found = progress.step, progress.best, dict[str, float]()
     ahead = range(done, done if given_up(best, criterion) else steps)
 
@@ -149,15 +145,16 @@ def fit(
                 if stopping:
                     save()
                     raise KeyboardInterrupt
-                set_learning_rate(optimizer, learning_rate(step, steps, config))
+                rate = learning_rate(step, steps, config)
+                set_learning_rate(optimizer, rate)
                 torch.manual_seed(_step_seed(config.seed, step, world.rank))
-                idle = world.largest(len(batches), device) - len(batches) if config.sharding == "fsdp" else 0
+                idle = world.largest(len(batches), trainer.device) - len(batches) if config.sharding == "fsdp" else 0
                 losses, norm = optimizer_step(trainer, step_losses, optimizer, batches, counts, config, idle=idle)
                 meter.add(losses, norm, batches, waited_s)
                 done = step + 1
                 log.advance(done)
                 if done % config.log_every_steps == 0 or done == steps:
-                    log.write(done, meter.read(learning_rate(step, steps, config)))
+                    log.write(done, meter.read(rate))
                 found = {}
                 if done < steps and done % (config.evaluate_every_steps or source.steps_per_epoch) == 0:
                     found = examine()
@@ -166,10 +163,19 @@ def fit(
                     save()
                 if stopping:
                     break
-            if world.largest(int(interrupted()), device):
+            if world.largest(int(interrupted()), trainer.device):
                 raise KeyboardInterrupt
         found = found or examine()
     return {**_published(model, best, done, found, evaluate), "steps": done, "train_s": round(meter.train_s, 3)}
+
+
+def _trainer(model: nn.Module, task: Task, settings: Config, config: TrainConfig, world: World) -> Trainer:
+    """Put the model where it is trained, and into the wrapper that it is trained in."""
+    device = place(config, world)
+    model.to(device).train()
+    checkpoint_gradients(model, config.gradient_checkpointing)
+    forward = spread(model, world, device, config.sharding)
+    return Trainer(task, settings, model, forward, device, Precision(config.precision), world)
 
 
 def _published(

@@ -36,13 +36,13 @@ def parse_seeds(text: str, first: int | None) -> list[int]:
 
 
 def run_seeds(
-    run: Callable[[int, Path], Mapping[str, Any]], seeds: Sequence[int], out: Path, metric: str
+    run: Callable[[int, Path], Mapping[str, Any]], seeds: Sequence[int], out: Path, metrics: Sequence[str]
 ) -> dict[str, Any]:
     """Run each seed into `out`/seed-N, and write `out`/seeds.json: every result, and what the metric comes to.
 
     Args:
         run: a seed and its directory to a result.
-        metric: what is summarised, by its name in the results.
+        metrics: names of which the first that the results have is summarised.
     Returns:
         `metric`, its `mean`, `sd` (of a sample; None for a single seed), `min` and `max`, and `results` by seed.
     Raises:
@@ -53,7 +53,7 @@ def run_seeds(
             f"{out} is an artefact, and --seeds makes a folder of several. Give --out another path, or remove it."
         )
     results = {str(seed): dict(run(seed, out / f"seed-{seed}")) for seed in seeds}
-    metric = quoted(next(iter(results.values())), metric)
+    metric = quoted(next(iter(results.values())), metrics)
     values = [result[metric] for result in results.values()]
     summary = {
         "metric": metric,

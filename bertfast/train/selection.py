@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from bertfast.config import FinetuneConfig
+from bertfast.tasks import Task
 
 _WORST = -sys.float_info.max  # JSON, in which states are described, has no infinity
 
@@ -19,12 +20,12 @@ class Criterion:
     """What evaluations are compared by.
 
     Attributes:
-        metric: its name in an evaluation; the higher the better.
+        metrics: names of which the first that an evaluation has counts; the higher the better.
         keep_best: whether the run ends with the weights of its best evaluation, not with its last ones.
         patience: the run ends after so many evaluations on end that are no better; None: it takes all its steps.
     """
 
-    metric: str
+    metrics: Sequence[str]
     keep_best: bool
     patience: int | None
 
@@ -46,16 +47,21 @@ class Best:
     since: int = 0
 
 
-def criterion_of(config: FinetuneConfig, metric: str) -> Criterion | None:
+def metrics_on_dev(task: Task) -> tuple[str, ...]:
+    """What an evaluation calls the numbers of which one is quoted: the first that it has."""
+    return tuple(f"dev_{name}" for name in (task.metric, task.metric_otherwise) if name)
+
+
+def criterion_of(config: FinetuneConfig, task: Task) -> Criterion | None:
     """What decides which weights a run ends with, or None where that is the number of its steps alone."""
     if config.keep != "best" and config.patience is None:
         return None
-    return Criterion(metric, config.keep != "last", config.patience)
+    return Criterion(metrics_on_dev(task), config.keep != "last", config.patience)
 
 
 def better(best: Best | None, criterion: Criterion, step: int, metrics: Mapping[str, float], model: nn.Module) -> Best:
     """The best evaluation after one more; of two that are alike the earlier one. NaN is worse than any number."""
-    found = metrics[quoted(metrics, criterion.metric)]
+    found = metrics[quoted(metrics, criterion.metrics)]
     value = _WORST if math.isnan(found) else found
     if best is not None and value <= best.value:
         return replace(best, since=best.since + 1)
@@ -63,9 +69,12 @@ def better(best: Best | None, criterion: Criterion, step: int, metrics: Mapping[
     return Best(step, value, {name: tensor.detach().cpu().clone() for name, tensor in kept.items()})
 
 
-def quoted(metrics: Mapping[str, float], name: str) -> str:
-    """The metric that counts: the one so named, or the first, where the data decide which ones there are."""
-    return name if name in metrics else next(iter(metrics))
+def quoted(found: Mapping[str, float], metrics: Sequence[str]) -> str:
+    """The first of these metrics that was found; KeyError where none was."""
+    for name in metrics:
+        if name in found:
+            return name
+    raise KeyError(f"none of {', '.join(metrics)} is among {', '.join(found)}")
 
 
 def given_up(best: Best | None, criterion: Criterion | None) -> bool:

@@ -11,7 +11,7 @@ from bertfast import artifact
 from bertfast.backends import open_backend, open_served
 from bertfast.backends.protocol import Arrays, Backend
 from bertfast.config import ModelConfig, Precision
-from bertfast.errors import ArtifactError, CheckError
+from bertfast.errors import ArtifactError, BackendError, CheckError
 from bertfast.export import export as exporting
 from bertfast.export.check import check_export
 from bertfast.export.export import export
@@ -90,6 +90,25 @@ def test_pretraining_heads_are_exported_too(pretrained: Path, tmp_path: Path) ->
     checks = export(pretrained, tmp_path / "onnx")
     assert checks
     assert max(max(errors.values()) for errors in checks.values()) <= 1e-5
+
+
+def test_bf16_is_executed_by_the_runtime_that_has_it_and_refused_by_the_other(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+    checks = export(classifier, tmp_path / "onnx", precision=Precision.BF16)
+    assert set(checks) == {"openvino"}
+    assert 1e-4 < max(checks["openvino"].values()) < 2e-2  # an error of 0 would be fp32
+    served = open_served(tmp_path / "onnx")
+    with open_backend(served) as backend:
+        assert (backend.name, backend.precision) == ("openvino", Precision.BF16)
+    with pytest.raises(BackendError, match="onnxruntime executes fp32, and .*onnx is in bf16"):
+        open_backend(served, "onnxruntime")
+    monkeypatch.setattr("bertfast.export.export.backends_for", lambda model: [])
+    with pytest.raises(BackendError, match="no runtime for bf16 is here: pip install"):
+        export(classifier, tmp_path / "none", precision=Precision.BF16)
 
 
 class Broken(Backend):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from bertfast.backends.served import open_served
 from bertfast.errors import ArtifactError
 from bertfast.model.heads import BertForSequenceClassification
 from bertfast.model.snapshot import local_model
@@ -73,6 +74,14 @@ def test_a_model_is_fetched_without_code_and_without_its_pickle(revisions: list[
     checkpoint = open_checkpoint(path)
     assert load_weights(BertForSequenceClassification(checkpoint.config, 3), path, complete=True) == []
     assert revisions == [None]
+
+
+def test_a_model_of_the_hub_keeps_its_name(classifier: Path, tmp_path: Path) -> None:
+    folder = huggingface_hub.file_download.repo_folder_name(repo_id="owner/a-name", repo_type="model")
+    snapshot = tmp_path / folder / "snapshots" / "0123abc"
+    shutil.copytree(classifier, snapshot)
+    assert open_served(snapshot).name == "owner/a-name"
+    assert open_served(classifier).name == classifier.name
 
 
 def test_a_pickle_is_fetched_where_there_is_nothing_better(revisions: list[Any], repository: Path) -> None:

@@ -76,7 +76,31 @@ def test_data_that_the_loss_cannot_learn_from_is_refused(tmp_path: Path, tokeniz
         read(tmp_path, [{"anchor": "a", "positive": "b", "negative": None}])
     with pytest.raises(DataError, match="single texts.*--pair-column"):
         read(tmp_path, [{"text": "a"}])
-    assert read(tmp_path, [{"text": "a"}], golds_needed=False)[0].gold is None
+    for row in ({"text": "a"}, {"text": "a", "score": 1}):
+        assert read(tmp_path, [row], golds_needed=False)[0].gold is None
+
+
+def test_only_grades_are_taken_for_one_unless_they_are_named(tmp_path: Path) -> None:
+    rows = [{"text": "a", "pair": "b", "category": "sports"}, {"text": "c", "pair": "d", "category": "5"}]
+    assert [example.gold for example in read(tmp_path, rows)] == [("a", "b"), ("c", "d")]
+    with pytest.raises(DataError, match="'category' is 'sports', and a number is needed"):
+        EMBED.read(tmp_path / "rows.jsonl", Columns(label="category"), EmbedSettings(), True)
+
+
+def test_pairs_of_which_some_lack_their_grade_are_not_of_two_kinds(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [PAIRS[0] | {"score": 1}, PAIRS[1] | {"score": None}]
+    with pytest.raises(DataError, match=r"rows.jsonl:2 has no 'score'"):
+        read(tmp_path, rows)
+    assert [example.gold for example in read(tmp_path, rows, golds_needed=False)] == [1.0, None]
+
+
+def test_named_columns_come_before_triplets(tmp_path: Path) -> None:
+    rows = [{"id": 1, "anchor": "a", "positive": "b", "negative": "c", "title": "d"}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    (example,) = EMBED.read(file, Columns(text="title", pair="positive"), EmbedSettings(), True)
+    assert (example.request, example.gold) == ({"text": "d", "pair": "b", "id": 1}, ("d", "b"))
+    (example,) = EMBED.read(file, Columns(), EmbedSettings(), True)
+    assert (example.request, example.gold) == ({"text": "a", "pair": "b", "id": 1}, ("a", "b", "c"))
 
 
 def test_only_what_is_wrong_for_a_text_is_a_negative_of_it() -> None:

@@ -134,6 +134,57 @@ def test_what_is_wrong_with_labels_is_named(tmp_path: Path) -> None:
         MultiLabelSettings.parse({"threshold": 1.5}, "settings")
 
 
+GOLDS = [("nature",), ("building", "nature"), ("nature", "tool"), ("nature", "tool")]
+
+
+def lesson(tokenizer: Tokenizer, wanted: object) -> tuple[dict[str, torch.Tensor], float]:
+    """The targets of `GOLDS`, and by what their loss is divided."""
+    own = MultiLabelSettings.parse({"class_weights": wanted}, "settings")
+    examples = [Example({"text": "a"}, gold) for gold in GOLDS]
+    features = MULTI_LABEL.features(examples, Context(tokenizer, NAMES, 32, own))
+    targets = features.batch(np.arange(len(GOLDS)), 0).targets
+    return {name: torch.from_numpy(array) for name, array in targets.items()}, MULTI_LABEL.counts(targets)["loss"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weights"),
+    [("none", [1, 1, 1]), ("balanced", [3 / 1, 1 / 4, 2 / 2]), ({"tool": 5}, [1, 1, 5])],
+)
+def test_a_label_of_a_row_counts_by_its_weight(tokenizer: Tokenizer, wanted: object, weights: list[float]) -> None:
+    targets, count = lesson(tokenizer, wanted)
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    loss = MULTI_LABEL.losses({"logits": logits}, targets, MultiLabelSettings())["loss"]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets["labels"], pos_weight=torch.tensor(weights), reduction="sum"
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    labels = targets["labels"].numpy()
+    assert count == pytest.approx((1 - labels).sum() + (labels * weights).sum())
+    right = MULTI_LABEL.correct({"logits": targets["labels"] - 0.5}, targets)["loss"]
+    assert right.item() == pytest.approx(count)
+
+
+def test_a_weight_of_no_label_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"class_weights names 'natur', and the labels are .*Did you mean 'nature'"):
+        lesson(tokenizer, {"natur": 2})
+
+
+def test_what_weighs_more_is_given_more_often(pretrained: Path, tmp_path: Path) -> None:
+    files = (
+        write_rows(tmp_path / "train.jsonl", kind_rows(60, 1)),
+        write_rows(tmp_path / "dev.jsonl", kind_rows(40, 2)),
+    )
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 24, "learning_rate": 3e-3, "threads": 1})
+    scores = []
+    for weight in (0.01, 100.0):
+        out = tmp_path / f"m{weight}"
+        own = {"class_weights": {"tool": weight}}
+        finetune(open_checkpoint(pretrained), MULTI_LABEL, *files, out, config, task_settings=own)
+        with bertfast.load(out, "torch") as model:
+            scores.append(model.predict(["A letter waits."])[0]["scores"]["tool"])
+    assert scores[1] > scores[0] + 0.2
+
+
 def test_metrics_count_labels_and_rows() -> None:
     given_labels = [["building"], ["nature", "tool"], [], ["building"]]
     answers = [{"labels": labels, "scores": dict.fromkeys(NAMES, 0.0)} for labels in given_labels]

@@ -128,6 +128,15 @@ def test_a_malformed_request_is_named(request_: dict[str, Any], message: str) ->
         QA.encode([request_], context_of())
 
 
+def test_an_answer_is_no_longer_than_its_window() -> None:
+    window = Encoded([9] * 4, [0, 1, 1, 1], offsets=[(0, 0), (0, 1), (1, 2), (0, 0)])
+    found = [
+        QA.decode(random_outputs([window], 1), [window], context_of(max_answer_length=longest))
+        for longest in (2, 10**15)
+    ]
+    assert found[0] == found[1]
+
+
 def every_span(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], longest: int) -> list[Candidate]:
     """Slowly: all valid spans of a window whose tokens 3 to the last but one are the context's."""
     tokens = range(3, len(start) - 1)

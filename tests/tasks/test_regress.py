@@ -69,6 +69,18 @@ def test_it_begins_at_the_mean_of_the_labels(pretrained: Path) -> None:
     assert model.classifier.bias.item() == 3.0  # type: ignore[union-attr, operator]
 
 
+def test_bf16_tells_numbers_far_from_zero_apart(pretrained: Path) -> None:
+    model = REGRESS.build(open_checkpoint(pretrained).config, 1, RegressSettings(mean=2005.0)).eval()
+    ids = torch.arange(40).view(8, 5)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    with torch.no_grad():
+        exact = model(**inputs)["logits"]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(**inputs)["logits"]
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, rtol=0, atol=0.05)  # the nearest numbers of bfloat16 are 2000 and 2008
+
+
 def test_labels_that_a_model_cannot_learn_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="all 2 training labels are 3, so there is nothing to tell apart"):
         REGRESS.settle(RegressSettings(), examples(3, 3))

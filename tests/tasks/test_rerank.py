@@ -37,8 +37,11 @@ def test_the_gold_is_the_grade_under_its_query(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"text": "a", "label": 1}, r"rows.jsonl:1 is one text.*--pair-column"),
-        ({"text": "a", "pair": "b", "label": 3}, r"rows.jsonl:1 has the label 3, .*Divide"),
-        ({"text": "a", "pair": "b", "label": -0.1}, r"has the label -0.1"),
+        (
+            {"text": "a", "pair": "b", "label": 3},
+            r"rows.jsonl:1: 'label' is 3, and a number from 0 .* divide by the highest",
+        ),
+        ({"text": "a", "pair": "b", "label": -0.1}, r"rows.jsonl:1: 'label' is -0.1, and a number from 0"),
         ({"text": "a", "pair": "b", "label": "nan"}, r"rows.jsonl:1: 'label' is 'nan', and a number is needed"),
         ({"text": "a", "pair": "b", "label": "yes"}, r"rows.jsonl:1: 'label' is 'yes', and a number is needed"),
     ],
@@ -46,6 +49,12 @@ def test_the_gold_is_the_grade_under_its_query(tmp_path: Path) -> None:
 def test_bad_rows_are_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, [row])
+
+
+def test_pairs_with_grades_of_another_kind_are_read_where_none_is_needed(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="1 of 1 labels are passed over"):
+        (example,) = read(tmp_path, [{"query": "a", "passage": "b", "score": 17.3}], golds_needed=False)
+    assert example.gold is None
 
 
 def test_a_request_without_a_pair_is_refused(reranker: Path) -> None:

@@ -62,9 +62,12 @@ def test_places_of_two_outputs_and_masked_ones() -> None:
 def test_labels_each_for_itself() -> None:
     student, teacher = pair(3, 4)
     p, q = (1 / (1 + np.exp(-logits / 2.0)) for logits in (teacher, student))
-    expected = 4.0 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+    expected = 4.0 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
     loss = each_for_itself(tensors(logits=student), tensors(logits=teacher), {}, 2.0)["loss"]
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected.sum(), rel=1e-5)
+    weights = RNG.uniform(size=(3, 4))
+    loss = each_for_itself(tensors(logits=student), tensors(logits=teacher), tensors(weights=weights), 2.0)["loss"]
+    assert float(loss) == pytest.approx((weights * expected).sum(), rel=1e-5)
 
 
 def test_numbers_are_not_softened() -> None:

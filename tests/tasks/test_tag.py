@@ -26,7 +26,7 @@ from bertfast.text.tags import Span, spans_of, tags_of
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.text.words import join_words
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, VERBS, write_checkpoint
+from tests.conftest import TINY_FINETUNE, VERBS, write_checkpoint, write_rows
 
 LABELS = ("O", "B-a", "I-a", "B-b", "I-b")
 SHORTEST = 8  # the least max_length: windows of six pieces
@@ -244,6 +244,18 @@ def test_sentences_without_tags_are_for_asking_only(tmp_path: Path) -> None:
     assert TAG.read(file, Columns(), NoSettings(), False) == [Example({"tokens": ["Ann", "left"]}, None, f"{file}:1")]
     with pytest.raises(DataError, match=r"words.conll:1 has words without tags"):
         TAG.read(file, Columns(), NoSettings(), True)
+
+
+def test_a_row_without_words_is_answered_where_no_tags_are_needed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"id": 1, "tokens": [], "tags": []}, {"id": 2, "tokens": ["Ann"], "tags": ["B-a"]}]
+    examples = TAG.read(write_rows(tmp_path / "rows.jsonl", rows), Columns(), NoSettings(), False)
+    assert [example.request for example in examples] == [{"tokens": [], "id": 1}, {"tokens": ["Ann"], "id": 2}]
+    (window,) = TAG.encode([examples[0].request], context(tokenizer))[0]
+    outputs = {"logits": np.zeros((1, len(window), 3), np.float32)}
+    pieces = TAG.decode(outputs, [window], context(tokenizer))
+    assert TAG.merge(examples[0].request, pieces, context(tokenizer)) == {"entities": []}
+    answers: list[dict[str, Any]] = [{"entities": []}, {"entities": [{"start": 0, "end": 3, "label": "a"}]}]
+    assert TAG.score(answers, [example.gold for example in examples])["f1"] == 1
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ TABS = "EU\tB-ORG\nrejects\tO\nGerman\tB-MISC\ncall\tO\n\nPeter\tB-PER\n"
         "-DOCSTART-\tO\n\n" + TABS,
         TABS.replace("B-", "I-"),
         TABS.replace("B-", "S-"),
+        "# newdoc id = a b\n# newpar\n" + TABS.replace("\n\n", "\n\n#newdoc\n# newpar id = p1\n"),
         "# sent_id = 7\n" + TABS.replace("Peter", "# text = Peter\nPeter"),
     ],
 )
@@ -52,6 +53,12 @@ def test_columns_are_counted_from_one(tmp_path: Path) -> None:
     assert read(file, 2, 3) == [(["EU", "rejects"], ["B-ORG", "O"])]
     with pytest.raises(DataError, match=r"a.conllu:1 has 4 column\(s\), and column 5 is asked for"):
         read(file, 1, 5)
+
+
+def test_lines_of_conll_u_that_are_several_words_or_none_are_left_out(tmp_path: Path) -> None:
+    lines = "1-2\tdu\t_\n1\tde\tO\n2\tle\tO\n2.1\tvu\t_\n3\tParis\tB-loc\n"
+    assert read(write(tmp_path / "a.conllu", lines), 2) == [(["de", "le", "Paris"], ["O", "O", "B-loc"])]
+    assert read(write(tmp_path / "a.bio", "3-1\tO\n2.5\tO\n")) == [(["3-1", "2.5"], ["O", "O"])]
 
 
 def test_a_number_sign_is_a_word_like_another(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_words_alone_have_no_tags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("EU\tB-ORG\nrejects\n", r"a.conll:2 has 1 column\(s\) \('rejects'\), and the first line has 2"),
+        ("EU\tB-ORG\nrejects\n", r"a.conll:2 has 1 column\(s\) \('rejects'\), and line 1 has 2 \('EU B-ORG'\)"),
         ("EU B-ORG\nNew York B-LOC\n", r"a.conll:2 has 3 column\(s\)"),
         ("EU\tB-ORG\n\n\tO\n", r"a.conll:3 has no word in column 1"),
         ("EU\tORG\n", r"a.conll:1 has 'ORG' where a tag should be"),

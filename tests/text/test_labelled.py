@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from bertfast.errors import DataError
-from bertfast.text.labelled import Columns, Example, label_ids, label_names, read_examples
+from bertfast.text.labelled import Columns, Example, label_ids, label_names, label_number, read_examples
 
 TEXTS, GOLDS = ["a film", 'it "works"'], ["1", "0"]
 ODD_TEXTS = [
@@ -85,6 +85,42 @@ def test_the_label_is_never_read_as_the_second_text(tmp_path: Path) -> None:
     assert [(row.request, row.gold) for row in examples] == [({"text": "who"}, "me"), ({"text": "when"}, "now")]
 
 
+def test_a_text_brings_the_second_of_its_usual_pair(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,question,answer,label\na,who,me,1\n")
+    assert questions(read_examples(file, Columns(text="question"))) == [({"text": "who", "pair": "me"}, "1")]
+    assert questions(read_examples(file, Columns(text="text"))) == [({"text": "a"}, "1")]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "parquet"])
+def test_where_no_labels_are_needed_every_row_comes_with_its_id(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"rows.{kind}"
+    columns = {"id": ["r1", "r2", "r3"], "text": ["a", "b", "c"], "gold_label": ["-", "", "x"]}
+    if kind == "tsv":
+        lines = ["\t".join(columns), *("\t".join(row) for row in zip(*columns.values(), strict=True))]
+        write(file, "\n".join(lines) + "\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    assert questions(read_examples(file, labels_needed=False)) == [
+        ({"text": "a", "id": "r1"}, None),
+        ({"text": "b", "id": "r2"}, None),
+        ({"text": "c", "id": "r3"}, "x"),
+    ]
+
+
+def test_labels_of_another_kind_are_counted_where_none_is_needed(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "text,label\na,good\nb,2\nc,bad\n")
+    with pytest.warns(UserWarning, match=r"2 of 3 labels are passed over.*rows.csv:2: 'label' is 'good', and a number"):
+        examples = read_examples(file, labels_needed=False, gold=label_number)
+    assert [example.gold for example in examples] == [None, 2.0, None]
+    with pytest.raises(DataError, match=r"rows.csv:2: 'label' is 'good'.*--label-column"):
+        read_examples(file, gold=label_number)
+
+
+def test_an_id_that_no_answer_can_be_joined_by_stays_behind(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", '{"id": null, "text": "a", "label": 1}\n{"id": 7, "text": "b", "label": 0}\n')
+    assert [row.request for row in read_examples(file)] == [{"text": "a"}, {"text": "b", "id": 7}]
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     [
@@ -92,7 +128,7 @@ def test_the_label_is_never_read_as_the_second_text(tmp_path: Path) -> None:
         ("text,labl\na,1\n", Columns(), r"none of the columns label.*Did you mean 'labl'.*--label-column"),
         ("text,label\na,1\n", Columns(text="txt"), r"no column 'txt'; it has text, label. Did you mean 'text'"),
         ("text,label\na,1,2\n", Columns(), r"rows.csv:2 has 3 fields and the header has 2"),
-        ("text,label\na,\n", Columns(), r"rows.csv:2 has no 'label'"),
+        ("text,label\na,\n", Columns(), r"rows.csv:2 has no 'label'. Give every row its label"),
         ('text,label\n"a,1\n', Columns(), r"not well-formed CSV.*quote"),
         ("text,label\n", Columns(), "has no rows"),
         ("text,gold_label\na,-\n", Columns(), "all 1 rows carry the label '-'"),
@@ -139,6 +175,13 @@ def test_labels_are_ordered_as_people_would() -> None:
     assert label_names(labelled("neutral", "entailment")) == ("entailment", "neutral")
     with pytest.raises(DataError, match="at least 2"):
         label_names(labelled("1"))
+
+
+def test_many_labels_are_not_all_shown() -> None:
+    names = [f"label number {number}" for number in range(77)]
+    with pytest.raises(DataError, match=r"knows label number 0, .* \.\.\. \(77 labels\)\.") as caught:
+        label_ids(labelled("another"), names)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_label_that_training_lacks_is_named() -> None:

@@ -51,9 +51,27 @@ def test_a_byte_order_mark_and_crlf_are_passed_over(tmp_path: Path) -> None:
 
 def test_an_impossible_question_has_no_answer(tmp_path: Path) -> None:
     impossible = question(is_impossible=True, plausible_answers=[answer("river", 4)])
-    blank = question(answer(" ", -1), is_impossible=False)
-    examples = read_squad(write(tmp_path / "a.json", squad(impossible, blank)))
+    examples = read_squad(write(tmp_path / "a.json", squad(impossible, question())))
     assert [example.gold for example in examples] == [(), ()]
+
+
+def test_a_blank_answer_is_counted_and_makes_no_question_impossible(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", squad(question(answer(" ", 3)), question(answer("", 0), answer("river", 4))))
+    with pytest.warns(UserWarning, match="2 of 3 answers are blank or .* and 2 are left out"):
+        first, second = read_squad(file)
+    assert first.gold == (Span(" ", None),)
+    assert second.gold == (Span("", None), Span("river", 4))
+
+
+def test_rows_are_of_one_split(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"split": "train"}, ROWS[1] | {"split": "dev"}]
+    write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [example.request["id"] for example in read_squad(tmp_path / "rows.jsonl:dev")] == [8]
+
+
+def test_the_fields_of_squad_s_own_json_have_fixed_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a.json is SQuAD's own JSON.*Leave the options that name columns out"):
+        read_squad(write(tmp_path / "a.json", squad(question())), Columns(label="answers"))
 
 
 ROWS = [

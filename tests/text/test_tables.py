@@ -69,6 +69,14 @@ def test_a_split_is_named_behind_the_file(tmp_path: Path) -> None:
         assert "".join(str(row["text"]) for row in rows(tmp_path / f"a.tsv.gz:{split}")) == texts
 
 
+def test_splits_may_be_numbers_and_have_spaces_around_them(tmp_path: Path) -> None:
+    table(
+        tmp_path / "a.jsonl", '{"split": 0, "text": "a"}\n{"split": " 1 ", "text": "b"}\n{"split": "0 ", "text": "c"}\n'
+    )
+    assert [row["text"] for row in rows(tmp_path / "a.jsonl:0")] == ["a", "c"]
+    assert [row["text"] for row in rows(tmp_path / "a.jsonl:1")] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

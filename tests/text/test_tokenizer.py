@@ -3,6 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -101,6 +102,24 @@ def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lengths, (8, 16, 32, 64))) == [{8}, {16}, {32}, {64}]
+
+
+def test_no_other_thread_sets_the_length_while_a_text_is_cut(documents: list[str]) -> None:
+    tokenizer = tokenization.train(lambda: documents, 200)
+
+    class Backend:
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            assert tokenizer._truncation.locked() or not name.startswith("encode"), name
+            return getattr(self.real, name)
+
+    tokenizer.backend = Backend(tokenizer.backend)  # type: ignore[assignment]
+    assert len(tokenizer.encode([("river bridge", None)], 3)[0]) == 3
+    for cut in (tokenizer.ids_of_texts, tokenizer.ids_and_offsets):
+        assert len(cut(["river"])) == 1
+    assert len(tokenizer.ids_of_words([["river"]])) == 1
 
 
 def test_offsets_point_into_the_text_as_it_was_given(tokenizer: Tokenizer) -> None:

@@ -40,7 +40,7 @@ def run(seed: int, out: Path) -> dict[str, float]:
 
 
 def test_the_metric_is_summarised_and_every_result_kept(tmp_path: Path) -> None:
-    summary = run_seeds(run, [0, 1, 4], tmp_path / "out", "dev_f1")
+    summary = run_seeds(run, [0, 1, 4], tmp_path / "out", ("dev_f1",))
     assert summary == json.loads((tmp_path / "out" / "seeds.json").read_text())
     assert [summary[key] for key in ("mean", "sd", "min", "max")] == pytest.approx([0.7, 0.2, 0.5, 0.9])
     assert summary["results"]["4"] == {"dev_f1": 0.9, "steps": 14}
@@ -49,10 +49,10 @@ def test_the_metric_is_summarised_and_every_result_kept(tmp_path: Path) -> None:
 
 def test_an_artefact_does_not_become_the_folder_of_others(classifier: Path) -> None:
     with pytest.raises(ArtifactError, match="is an artefact, and --seeds makes a folder of several. Give --out"):
-        run_seeds(run, [0], classifier, "dev_f1")
+        run_seeds(run, [0], classifier, ("dev_f1",))
     assert not (classifier / "seed-0").exists()
 
 
-def test_one_seed_has_no_spread_and_an_unknown_metric_gives_way_to_the_first(tmp_path: Path) -> None:
-    summary = run_seeds(run, [1], tmp_path / "out", "dev_spearman")
+def test_one_seed_has_no_spread_and_the_first_metric_that_there_is_counts(tmp_path: Path) -> None:
+    summary = run_seeds(run, [1], tmp_path / "out", ("dev_spearman", "dev_f1", "steps"))
     assert (summary["metric"], summary["mean"], summary["sd"]) == ("dev_f1", 0.7, None)

@@ -24,7 +24,7 @@ from bertfast.tasks import get_task
 from bertfast.train import finetune as finetuning
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
-from bertfast.train.selection import Best, Criterion, better, criterion_of, given_up
+from bertfast.train.selection import Best, Criterion, better, criterion_of, given_up, quoted
 from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
 
 Files = tuple[Path, Path]
@@ -134,7 +134,7 @@ def test_without_a_criterion_nothing_is_selected(pretrained: Path, row_files: Fi
     assert result["selected_on_dev"] is False
     assert result["steps"] == 2
     assert result["train_s"] > 0
-    assert criterion_of(settings(), "dev_f1") is None
+    assert criterion_of(settings(), get_task("classify")) is None
 
 
 def test_the_time_of_training_goes_on_after_a_resume(pretrained: Path, row_files: Files, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_time_of_training_goes_on_after_a_resume(pretrained: Path, row_files
 
 
 def test_ties_keep_the_earlier_step_and_nan_is_the_worst() -> None:
-    criterion, model = Criterion("f1", keep_best=True, patience=2), nn.Linear(1, 1)
+    criterion, model = Criterion(("f1",), keep_best=True, patience=2), nn.Linear(1, 1)
     best = better(None, criterion, 1, {"f1": math.nan}, model)
     best = better(best, criterion, 2, {"f1": 0.0}, model)
     assert (best.step, best.since, set(best.weights)) == (2, 0, {"weight", "bias"})
@@ -155,9 +155,19 @@ def test_ties_keep_the_earlier_step_and_nan_is_the_worst() -> None:
     assert not given_up(best, None)
 
 
+def test_vectors_are_judged_by_their_order_or_else_by_what_they_find() -> None:
+    criterion = criterion_of(settings(keep="best"), get_task("embed"))
+    assert criterion is not None
+    graded, ungraded = {"dev_pearson": 1.0, "dev_spearman": 0.5}, {"dev_mrr": 1.0, "dev_recall@1": 0.5}
+    for found in (graded, ungraded):
+        assert better(None, criterion, 1, found, nn.Linear(1, 1)).value == 0.5
+    with pytest.raises(KeyError, match="none of dev_spearman, dev_recall@1 is among dev_mrr"):
+        quoted({"dev_mrr": 1.0}, criterion.metrics)
+
+
 def test_the_weights_that_are_kept_do_not_change_with_training() -> None:
     model = nn.Linear(1, 1)
-    best = better(None, Criterion("f1", keep_best=True, patience=None), 1, {"f1": 0.5}, model)
+    best = better(None, Criterion(("f1",), keep_best=True, patience=None), 1, {"f1": 0.5}, model)
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1)
