@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hypothesis
 import pytest
 import torch
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import transformers
 
 torch.set_num_threads(2)
+hypothesis.settings.register_profile("no wall clock", deadline=None)
+hypothesis.settings.load_profile("no wall clock")
 
 NOUNS = ["river", "bridge", "harbour", "lantern", "engine", "garden", "winter", "letter", "window", "mountain"]
 VERBS = ["crosses", "follows", "remembers", "repairs", "watches", "carries", "forgets", "paints"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bertfast.backends.protocol import Backend
+from bertfast.backends.protocol import BATCH_COST_TOKENS, Backend
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import AS_TRAINED, ServedModel, open_served
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Context, Outputs, Task
-from bertfast.text.batch import Batch, Int64, group_by_budget, pad
+from bertfast.text.batch import Batch, Int64, group_by_cost, pad
 from bertfast.text.labelled import Request
 from bertfast.text.tokenizer import Encoded
 
@@ -26,9 +27,9 @@ Input = str | tuple[str, str] | Mapping[str, Any]
 Stopwatch = Callable[[str], AbstractContextManager[object]]
 
 
-def by_length(lengths: Sequence[int]) -> Iterator[Int64]:
-    """The batches that sequences are computed in, as arrays of their places: of similar length, under a budget."""
-    return group_by_budget(lengths, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
+def by_length(lengths: Sequence[int], batch_cost_tokens: int = BATCH_COST_TOKENS) -> Iterator[Int64]:
+    """The batches that sequences are computed in, as arrays of their places: of similar length, with little padding."""
+    return group_by_cost(lengths, batch_cost_tokens, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
 
 
 def untimed(phase: str) -> AbstractContextManager[object]:
@@ -74,7 +75,8 @@ class Predictor:
 
     def answer(self, requests: Sequence[Request], encoded: Sequence[Sequence[Encoded]]) -> list[Answer]:
         """Run requests that are already tokenised; answers come in their order."""
-        return answers(self.backend.run, self.model.task, requests, encoded, self.model.context)
+        group = partial(by_length, batch_cost_tokens=self.backend.batch_cost_tokens)
+        return answers(self.backend.run, self.model.task, requests, encoded, self.model.context, group=group)
 
     def close(self) -> None:
         self.backend.close()

@@ -13,6 +13,8 @@ from bertfast.config import Precision
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
+BATCH_COST_TOKENS = 32
+
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 _TOLERANCE = {
@@ -32,10 +34,12 @@ class Backend(ABC):
     Attributes:
         name: as in `--backend NAME`.
         precision: what the matrix products execute in, as read back from the runtime when the model was loaded.
+        batch_cost_tokens: what a batch costs beside its tokens, in tokens; batches are cut accordingly.
     """
 
     name: str
     precision: Precision
+    batch_cost_tokens = BATCH_COST_TOKENS
 
     @abstractmethod
     def upload(self, batch: Batch) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertfast import artifact
-from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Predictor, answers
+from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Predictor, answers, by_length
 from bertfast.backends.predictor import load as open_predictor
 from bertfast.backends.protocol import Arrays
 from bertfast.tasks import Answer
@@ -42,6 +42,8 @@ class Ours:
             encoded = self.encode(requests)
 
         def group(lengths: Sequence[int]) -> Iterator[Int64]:
+            if batch_size is None and not in_order:
+                return by_length(lengths, self.backend.batch_cost_tokens)
             budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
             return group_by_budget(lengths, *budget, in_order=in_order)
 

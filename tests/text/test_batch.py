@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import zip_longest
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertfast.text.batch import group_by_budget, pad, unpad
+from bertfast.text.batch import group_by_budget, group_by_cost, pad, unpad
 from bertfast.text.tokenizer import Encoded
 
 SEQUENCES = st.lists(
@@ -52,3 +53,35 @@ def test_batches_in_order_are_cut_where_the_next_row_would_exceed_the_budget(
         assert len(group) <= rows
         wider = [*group, *following[:1]]
         assert not following or len(wider) > rows or len(wider) * max(lengths[i] for i in wider) > budget
+
+
+def computed(groups: list[list[int]], lengths: list[int], batch_cost: int) -> int:
+    return sum(batch_cost + len(group) * max(lengths[i] for i in group) for group in groups)
+
+
+def every_cut(places: list[int]) -> Iterator[list[list[int]]]:
+    if not places:
+        yield []
+    for end in range(1, len(places) + 1):
+        for rest in every_cut(places[end:]):
+            yield [places[:end], *rest]
+
+
+@given(st.lists(st.integers(1, 60), max_size=9), st.integers(0, 50), st.integers(60, 200), st.integers(1, 6))
+def test_no_cut_of_the_sequences_by_length_costs_less(
+    lengths: list[int], batch_cost: int, budget: int, rows: int
+) -> None:
+    groups = [group.tolist() for group in group_by_cost(lengths, batch_cost, budget, rows)]
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    allowed = (
+        cut
+        for cut in every_cut(order)
+        if all(len(group) <= rows and len(group) * lengths[group[0]] <= budget for group in cut)
+    )
+    assert all(len(group) <= rows and len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+    assert computed(groups, lengths, batch_cost) == min(computed(cut, lengths, batch_cost) for cut in allowed)
+
+
+def test_a_row_over_the_budget_is_a_batch() -> None:
+    assert [group.tolist() for group in group_by_cost([5, 900, 6], 1000, 100, 8)] == [[1], [2, 0]]
