@@ -29,8 +29,8 @@ class Judge:
         return self.task.score(answers, self.golds)
 
     def quoted(self, metrics: dict[str, float]) -> str | None:
-        """The metric that counts: the task's, or the first one where data of this kind has none of that name."""
-        return self.task.metric if self.task.metric in metrics else next(iter(metrics), None)
+        """The metric that the task quotes for data of this kind; None without metrics."""
+        return next((name for name in (self.task.metric, self.task.metric_otherwise) if name in metrics), None)
 
     def compare(self, answers: Sequence[Answer], reference: Sequence[Answer]) -> dict[str, Any]:
         """The fields of `Measured` that hold answers against those of the reference."""
@@ -41,7 +41,7 @@ class Judge:
         if self.golds is None:
             return found
         metric = self.quoted(self.metrics(reference))
-        assert metric is not None
+        assert metric is not None, f"{self.task.name} names no metric for these golds"
         found["drop_interval"] = drop_interval(self.task.score, metric, reference, answers, self.golds)
         if self.task.right is not None:
             before, after = (list(map(self.task.right, rows, self.golds)) for rows in (reference, answers))

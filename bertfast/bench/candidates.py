@@ -66,7 +66,7 @@ def our_candidates(
         for backend in backends_for(model):
             if backends and backend not in backends:
                 continue
-            name = backend if alone else f"{model.path.name} {backend}"
+            name = backend if alone else f"{model.name} {backend}"
             name += f" ({number})" if name in {item.name for item in found} else ""
             found.append(Candidate(name, "bertfast", backend, model, OURS, None, {}, settings))
     if not found:

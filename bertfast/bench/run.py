@@ -164,7 +164,7 @@ def _measured(item: Running, reference: Running, judge: Judge, sequences: int) -
     named = {
         "name": candidate.name,
         "system": candidate.system,
-        "artefact": candidate.model.path.name,
+        "artefact": candidate.model.name,
         "artefact_sha256": candidate.model.sha256,
         "artefact_bytes": sum(path.stat().st_size for path in candidate.model.path.rglob("*") if path.is_file()),
         "backend": candidate.backend,
