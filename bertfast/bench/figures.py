@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,6 @@ class Figures:
     real_tokens_per_s: float | None
     speedup: Estimate | None
     p50_ms: Estimate | None
-    p95_ms: Estimate | None
     p99_ms: Estimate | None
     server_per_s: float | None
     us_per_sequence: dict[str, float]
@@ -76,6 +75,18 @@ def hardware_line(results: Results) -> str:
     return f"{results.hardware.get('cpu')}, {results.hardware.get('cores')} cores{size}{threads}"
 
 
+def failures(rows: Iterable[Figures]) -> list[str]:
+    return [f"{row.name} failed: {row.measured.error}" for row in rows if row.measured.error is not None]
+
+
+def warnings(rows: Iterable[Figures]) -> list[str]:
+    return [f"{row.name}: {warning}" for row in rows for warning in row.measured.warnings]
+
+
+def truncated(rows: Iterable[Figures]) -> int:
+    return max((row.measured.truncated for row in rows), default=0)
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The points than which no other is better in one coordinate and as good in the other, by rising first one.
 
@@ -104,7 +115,6 @@ def _figures(results: Results, item: Measured, reference: Measured) -> Figures:
         real_tokens_per_s=tokens / float(np.median(_elapsed_s(item))) if tokens and item.offline else None,
         speedup=_offline_ratio(item, reference),
         p50_ms=_latency(item, 50),
-        p95_ms=_latency(item, 95),
         p99_ms=_latency(item, 99),
         server_per_s=_highest_rate(item.server, results.bound_p99_ms),
         us_per_sequence=_phases(item, count),
