@@ -52,7 +52,7 @@ class Pace:
     text: Callable[[Figures], str]
 
 
-def judge(results: Results, limits: Limits) -> Verdict:
+def verdict_on(results: Results, limits: Limits) -> Verdict:
     """The verdict.
 
     What one has already is no news: where there are other artefacts than the reference's, one of them must pass. A peer

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score
 import bertfast
 from bertfast import artifact
 from bertfast.bench import run as running
+from bertfast.bench.gate import Limits
 from bertfast.bench.results import Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.bench.scenarios import Scenario
@@ -110,7 +111,7 @@ def test_all_scenarios_and_shapes_in_one_run(exported: Path, row_files: tuple[Pa
         row_files[1],
         backends=("onnxruntime",),
         scenarios=tuple(Scenario),
-        bound_p99_ms=20.0,
+        limits=Limits(max_p99_ms=20.0),
         server_requests=20,
         grid=((1, 16), (2, 64)),
     )
