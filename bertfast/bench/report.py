@@ -57,7 +57,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _from_old_to_new(change: Change) -> str:
-    digits = 2 if change.new < 100 else 0
+    digits = 2 if change.measure.endswith("%") or min(change.old, change.new) < 100 else 0
     by = f"{change.new - change.old:+.2f}" if change.measure.endswith("%") else f"{change.new / change.old - 1:+.1%}"
     text = f"{change.old:,.{digits}f} → {change.new:,.{digits}f} ({by})"
     return {"regressed": f"[red]{text} worse[/]", "improved": f"[green]{text} better[/]", "same": text}[change.verdict]
@@ -74,10 +74,10 @@ def _in_words(comparison: Comparison) -> list[str]:
     ]
 
 
-def markdown_table(results: Results) -> str:
+def markdown_table(results: Results, *, brief: bool = False) -> str:
     """The result table alone."""
     rows = figures(results)
-    columns = columns_of(results, rows)
+    columns = columns_of(results, rows, brief=brief)
     lines = ["| " + " | ".join(column.heading for column in columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         texts = (cell.replace("|", "\\|") for cell in cells(row, columns))

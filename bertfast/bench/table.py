@@ -22,7 +22,7 @@ def spread(estimate: Estimate | None) -> str:
     """A figure and its interval."""
     if estimate is None:
         return NOTHING
-    digits = 0 if estimate.value >= 100 else 1
+    digits = 0 if estimate.value >= 10 else 1
     return f"{estimate.value:,.{digits}f} ({estimate.low:,.{digits}f} to {estimate.high:,.{digits}f})"
 
 
