@@ -101,6 +101,29 @@ def test_the_whole_way_by_verbs(documents: list[str], row_files: tuple[Path, Pat
     assert set(second) == {"label", "score", "scores"}
 
 
+def test_the_gate_and_a_comparison_end_with_status_3_for_a_no(
+    exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = ("bench", exported, "--backend", "onnxruntime", "--data", row_files[1], "--repeats", 1, "--limit", 4)
+    shapes = ("--batch-sizes", "1,2", "--lengths", "8", "--scenario", "offline", "--scenario", "single-stream")
+    for limit, status in ((60_000, 0), (0.001, 3)):
+        done = bertfast(*command, *shapes, "--out", f"report-{status}", "--max-p99-ms", limit, cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+        assert ("Do not ship." in done.stdout) == (status == 3)
+        assert "report.html" in done.stdout
+    report = tmp_path / "report-0" / "report.json"
+    done = bertfast("bench", "--compare", report, report)
+    assert (done.returncode, "Nothing regressed." in done.stdout) == (0, True), done.stderr
+    slower = json.loads(report.read_text())
+    assert [(cell["batch_size"], cell["length"]) for cell in slower["candidates"][0]["grid"]] == [(1, 8), (2, 8)]
+    for run in slower["candidates"][0]["offline"]:
+        run["elapsed_s"] *= 2
+    (tmp_path / "slower.json").write_text(json.dumps(slower))
+    done = bertfast("bench", "--compare", report, tmp_path / "slower.json", "--json")
+    assert done.returncode == 3, done.stderr
+    assert "regressed" in {change["verdict"] for change in json.loads(done.stdout)["changes"]}
+
+
 def test_a_tagger_by_verbs(pretrained: Path, tmp_path: Path) -> None:
     (tmp_path / "words.conll").write_text("Ann B-person\nwaits O\n\nBo B-person\nLee I-person\nwaits O\n")
     data = ("--train", "words.conll", "--dev", "words.conll", "--text-column", 1, "--label-column", 2)
@@ -215,6 +238,14 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (("export", "nowhere", "--out", "out"), "nowhere does not exist"),
         (("export", classifier, "--out", "out", "--precision", "int9"), "--precision int9 is not one of fp32"),
         (("bench", exported, "--data", dev, "--out", "out", "--backend", "openvin"), "Did you mean 'openvino'"),
+        (("bench", exported, "--data", dev), "give what to measure: bertfast bench ARTEFACT... --data FILE --out DIR"),
+        (("bench", exported, "--compare", "a", "b"), "Leave out ARTEFACT"),
+        (("bench", "--compare", "a.json", "b.json"), "a.json does not exist"),
+        (("bench", exported, "--data", dev, "--out", "out", "--lengths", "8"), "Give both --batch-sizes and --lengths"),
+        (
+            ("bench", exported, "--data", dev, "--out", "out", "--lengths", "8,x", "--batch-sizes", "1"),
+            "--lengths 8,x is not a list of positive whole numbers",
+        ),
         (("predict", exported, "--backend", "torch"), "torch runs artefacts of kind 'checkpoint'"),
         (("predict", tmp_path), "no manifest.json"),
         (("train", "pretrain", "--corpus", exported, "--out", "out", "--set", "model=base"), "[model] is a table"),

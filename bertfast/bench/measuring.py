@@ -159,9 +159,9 @@ def measure(plan: BenchPlan, running: Sequence[Running], say: Say) -> None:
                 say(f"{item.candidate.name}: {shape[0]} x {shape[1]} tokens")
                 item.compute(shape)
     for item in running:
-        if plan.bound_p99_ms is not None and Scenario.SERVER in plan.scenarios:
+        if plan.limits.max_p99_ms is not None and Scenario.SERVER in plan.scenarios:
             say(f"{item.candidate.name}: server")
-            item.serve(plan.bound_p99_ms)
+            item.serve(plan.limits.max_p99_ms)
         item.memory = item.ask("memory") or {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertfast.bench.gate import Limits
 from bertfast.bench.scenarios import USUAL, Scenario
 from bertfast.text.labelled import Columns
 
@@ -23,7 +24,7 @@ class BenchPlan:
         repeats: of each scenario but `server`; twice as many at the most where they differ too much.
         single_stream_rows: how many requests the single-stream scenario sends one at a time in a repeat.
         settings: the task's settings that are to be others than the artefacts'.
-        bound_p99_ms: what p99 the server scenario has to hold.
+        limits: what the gate demands, where anything; the bound of p99 is also what the server scenario has to hold.
         server_requests: how many arrive at the least at each rate that is tried; at high rates there are more, so that
             they arrive for 20 times the bound.
         grid: (sequences, tokens) of batches to be timed without text.
@@ -42,7 +43,7 @@ class BenchPlan:
     threads: int | None = None
     single_stream_rows: int = 100
     settings: Mapping[str, Any] = field(default_factory=dict)
-    bound_p99_ms: float | None = None
+    limits: Limits = field(default_factory=Limits)
     server_requests: int = 200
     grid: Sequence[tuple[int, int]] = ()
     timeout_s: float = 1800.0

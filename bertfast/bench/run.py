@@ -12,6 +12,7 @@ from bertfast import artifact
 from bertfast.backends import ServedModel, open_served
 from bertfast.bench.accuracy import Judge, compare_answers, not_finite
 from bertfast.bench.candidates import Candidate, our_candidates, peer_candidates
+from bertfast.bench.gate import verdict_on
 from bertfast.bench.html import require_reporting
 from bertfast.bench.measuring import Running, Say, measure
 from bertfast.bench.plan import BenchPlan
@@ -19,7 +20,7 @@ from bertfast.bench.report import write_reports
 from bertfast.bench.results import GridCell, Measured, Results
 from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, relative_spread, spread
 from bertfast.bench.worker import Worker
-from bertfast.errors import ConfigError
+from bertfast.errors import ConfigError, DataError
 from bertfast.tasks import Task
 from bertfast.text.labelled import Example
 from bertfast.text.tables import split_reference
@@ -50,6 +51,10 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     for model in models:
         task.refuse(examples, model.context.labels)
     labelled = all(example.gold is not None for example in examples)
+    if plan.limits.max_drop is not None and not labelled:
+        raise DataError(
+            f"--max-drop is judged by right answers, and {plan.data.name} has none. Give a file with labels."
+        )
     judge = Judge(task, [example.gold for example in examples] if labelled else None)
     candidates = our_candidates(models, plan.backends, plan.settings) + peer_candidates(plan.peers, models)
     running = _start(plan, candidates, examples)
@@ -59,6 +64,8 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
         for item in running:
             item.worker.stop()
     results = _results(plan, judge, examples, running)
+    if plan.limits.any:
+        results = results.model_copy(update={"verdict": verdict_on(results, plan.limits)})
     parents = {item.candidate.name: item.candidate.model.sha256 for item in running}
     with artifact.create(out, "report", task=task.name, parents=parents, overwrite=overwrite) as draft:
         write_reports(results, draft.path)
@@ -76,8 +83,15 @@ def _same_task(models: Sequence[ServedModel]) -> Task:
 
 
 def _refuse_what_cannot_be_measured(plan: BenchPlan, models: Sequence[ServedModel]) -> None:
-    if Scenario.SERVER in plan.scenarios and plan.bound_p99_ms is None:
+    limits, scenarios = plan.limits, set(plan.scenarios)
+    if Scenario.SERVER in scenarios and limits.max_p99_ms is None:
         raise ConfigError("the scenario server looks for the highest rate within a bound. Give it: --max-p99-ms.")
+    if limits.min_speedup is not None and Scenario.OFFLINE not in scenarios:
+        raise ConfigError("--min-speedup is judged by the scenario offline. Add it: --scenario offline.")
+    if limits.max_p99_ms is not None and not scenarios & {Scenario.SINGLE_STREAM, Scenario.SERVER}:
+        raise ConfigError(
+            "--max-p99-ms is judged by the scenarios single-stream and server. Add one: --scenario server."
+        )
     for model in models:
         for _, length in plan.grid:
             if length > model.context.max_length:
@@ -144,7 +158,7 @@ def _results(plan: BenchPlan, judge: Judge, examples: Sequence[Example], running
         reference=reference.candidate.name,
         repeats=plan.repeats,
         threads=plan.threads,
-        bound_p99_ms=plan.bound_p99_ms,
+        bound_p99_ms=plan.limits.max_p99_ms if Scenario.SERVER in plan.scenarios else None,
         lengths=tuple(np.bincount(lengths).tolist()),
         libraries=artifact.libraries(),
         hardware=artifact.hardware(),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from bertfast.cli.bench import bench
 from bertfast.cli.corpus import corpus_app
 from bertfast.cli.options import (
     AsJson,
@@ -35,7 +35,7 @@ from bertfast.cli.options import (
     task_settings,
 )
 from bertfast.cli.train import train_app
-from bertfast.console import errors, notifying
+from bertfast.console import errors
 from bertfast.errors import BertfastError, ConfigError
 
 if TYPE_CHECKING:
@@ -119,61 +119,7 @@ def export(
     print_json({"onnx": str(out), "largest_relative_error": worst})
 
 
-@app.command()
-def bench(
-    artefacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTEFACT...", help="Checkpoints, exported models, or models of the hub.")
-    ],
-    data: Annotated[
-        Path, typer.Option(help="Rows to measure on, or hub:OWNER/NAME/CONFIG:SPLIT; labels give accuracy too.")
-    ],
-    out: Out,
-    backend: Annotated[list[str] | None, typer.Option(help="Only these backends.")] = None,
-    scenario: Annotated[list[str] | None, typer.Option(help="offline, single-stream; both when not given.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, spread over the file.")] = None,
-    threads: Threads = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    settings: TaskSettings = None,
-    as_json: AsJson = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure speed and accuracy of every artefact in every backend that runs it."""
-    from bertfast.backends import available
-    from bertfast.bench.report import print_table
-    from bertfast.bench.run import BenchPlan
-    from bertfast.bench.run import bench as run_bench
-    from bertfast.bench.scenarios import USUAL, Scenario
-    from bertfast.model.snapshot import local_model
-    from bertfast.text.hub import local_data
-    from bertfast.text.labelled import Columns
-
-    names = [item.name for item in available()]
-    for name in backend or []:
-        choice("--backend", name, names)
-    scenarios = [Scenario(choice("--scenario", name, [s.value for s in Scenario])) for name in scenario or []]
-    columns = Columns(text=text_column, pair=pair_column, label=label_column)
-    plan = BenchPlan(
-        [local_model(path) for path in artefacts],
-        local_data(data),
-        shlex.join(["bertfast", *sys.argv[1:]]),
-        columns=columns,
-        limit=limit,
-        backends=backend or (),
-        scenarios=scenarios or USUAL,
-        repeats=repeats,
-        threads=threads,
-        settings=task_settings(settings),
-    )
-    with notifying() as notify:
-        report = run_bench(plan, out, overwrite=overwrite, notify=notify)
-    if as_json:
-        print(report.model_dump_json())
-        return
-    print_table(report)
-    print(f"{out / 'report.html'}")
+app.command()(bench)
 
 
 @app.command()

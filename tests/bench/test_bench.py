@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score
 import bertfast
 from bertfast import artifact
 from bertfast.bench import run as running
+from bertfast.bench.gate import Limits
 from bertfast.bench.results import Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.bench.scenarios import Scenario
@@ -94,6 +95,23 @@ def test_the_report_is_an_artefact_that_tells_the_same_in_every_form(report: tup
         assert all(item.name in (out / name).read_text() for item in result.candidates)
 
 
+def test_the_gate_refuses_a_broken_artefact_and_takes_a_whole_one(
+    trained: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The broken one is of another model, which has learnt nothing."""
+    export(trained, tmp_path / "onnx")
+    scenarios = (Scenario.OFFLINE,)
+    for artefact, ship in ((tmp_path / "onnx", True), (exported, False)):
+        plan = plan_for((trained, artefact), row_files[1], scenarios=scenarios, limits=Limits(max_drop=1.0))
+        out = tmp_path / f"report-{ship}"
+        verdict = bench(plan, out).verdict
+        assert verdict is not None
+        assert verdict.ship == ship
+        assert verdict.summary in (out / "report.md").read_text()
+        assert ("accuracy drops by" in str(verdict.refused)) != ship
+    assert verdict.choice == "torch"
+
+
 def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.jsonl"
     data.write_text('{"text": "The river."}\n{"text": "The old bridge."}\n')
@@ -102,6 +120,8 @@ def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) ->
     assert not result.labelled
     assert result.candidates[0].metrics == {}
     assert result.candidates[0].offline
+    with pytest.raises(DataError, match="--max-drop is judged by right answers, and texts.jsonl has none"):
+        bench(plan_for((classifier,), data, limits=Limits(max_drop=1)), tmp_path / "other")
 
 
 def test_all_scenarios_and_shapes_in_one_run(exported: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -110,7 +130,7 @@ def test_all_scenarios_and_shapes_in_one_run(exported: Path, row_files: tuple[Pa
         row_files[1],
         backends=("onnxruntime",),
         scenarios=tuple(Scenario),
-        bound_p99_ms=20.0,
+        limits=Limits(max_p99_ms=20.0),
         server_requests=20,
         grid=((1, 16), (2, 64)),
     )
@@ -276,6 +296,9 @@ def test_what_does_not_fit_is_refused(
         bench(plan_for((exported,), row_files[1], backends=("torch",)), tmp_path / "report")
     with pytest.raises(ConfigError, match="--max-p99-ms"):
         bench(plan_for((exported,), row_files[1], scenarios=(Scenario.SERVER,)), tmp_path / "report")
+    for limits, scenario in ((Limits(min_speedup=2), Scenario.SINGLE_STREAM), (Limits(max_p99_ms=2), Scenario.OFFLINE)):
+        with pytest.raises(ConfigError, match="is judged by the scenario"):
+            bench(plan_for((exported,), row_files[1], limits=limits, scenarios=(scenario,)), tmp_path / "report")
     with pytest.raises(ConfigError, match=r"batches of 65 tokens, and .* takes 64"):
         bench(plan_for((exported,), row_files[1], grid=((1, 65),)), tmp_path / "report")
     strange = tmp_path / "rows.jsonl"

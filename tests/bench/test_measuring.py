@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bertfast.bench.candidates import Candidate
+from bertfast.bench.gate import Limits
 from bertfast.bench.measuring import BATCH_SIZES, SERVER_BOUNDS, Running, measure
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.scenarios import Scenario
@@ -132,7 +133,7 @@ def test_a_peer_has_the_batch_size_that_suits_it_or_that_its_variant_names(
 
 
 def test_the_server_is_probed_from_the_offline_rate_and_long_enough_for_a_queue() -> None:
-    plan = plan_for(scenarios=(OFFLINE, Scenario.SERVER), bound_p99_ms=1000.0, server_requests=200)
+    plan = plan_for(scenarios=(OFFLINE, Scenario.SERVER), limits=Limits(max_p99_ms=1000.0), server_requests=200)
 
     def serve(times: int, rate_per_s: float, indices: list[int], **_: Any) -> list[float]:
         return [2000.0 if rate_per_s > 30 else 10.0 for _ in indices[1:]] + [10.0]
@@ -142,7 +143,7 @@ def test_the_server_is_probed_from_the_offline_rate_and_long_enough_for_a_queue(
     assert item.server[0].rate_per_s == 100 / 2.0
     assert max(run.rate_per_s for run in item.server if max(run.latency_ms) < 1000) == pytest.approx(30, rel=0.1)
     assert [len(run.latency_ms) for run in item.server[:2]] == [50 * SERVER_BOUNDS, 25 * SERVER_BOUNDS]
-    (rare,) = running_with(plan_for(scenarios=(Scenario.SERVER,), bound_p99_ms=1.0), a={"server": serve})
+    (rare,) = running_with(plan_for(scenarios=(Scenario.SERVER,), limits=Limits(max_p99_ms=1.0)), a={"server": serve})
     rare.serve(1.0)
     assert len(rare.server[0].latency_ms) == 200
     assert rare.offline == {}

@@ -1,0 +1,80 @@
+"""The benchmark tables of README.md, made from recorded results and never typed.
+
+    python benchmarks/tables.py [--check] [FILE.md...]
+
+rewrites what stands between
+
+    <!-- table:NAME from benchmarks/results/FILE.json -->
+    <!-- end -->
+
+where NAME says which table of the results it is: `brief` or `full`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bertfast.bench.compare import read_results
+from bertfast.bench.figures import hardware_line
+from bertfast.bench.report import markdown_table
+from bertfast.bench.results import Results
+from bertfast.errors import DataError, did_you_mean
+
+ROOT = Path(__file__).parent.parent
+OPENING = "<!-- table:"
+TABLE = re.compile(
+    r"(?P<opening><!-- table:(?P<name>\S+) from (?P<source>\S+) -->\n).*?(?P<closing><!-- end -->)", re.DOTALL
+)
+TABLES: dict[str, Callable[[Results], str]] = {
+    "brief": lambda results: markdown_table(results, brief=True),
+    "full": markdown_table,
+}
+
+
+def rewrite(text: str, root: Path) -> str:
+    """The text with its tables made anew.
+
+    Args:
+        root: where the results' paths begin.
+    Raises:
+        DataError: a table that does not end, has an unknown name, or whose results are not there.
+    """
+    found = TABLE.findall(text)
+    if len(found) != text.count(OPENING):
+        raise DataError("a table is not of the form '<!-- table:NAME from FILE.json -->', lines, '<!-- end -->'.")
+    return TABLE.sub(
+        lambda match: match["opening"] + _body(match["name"], root / match["source"]) + match["closing"], text
+    )
+
+
+def _body(name: str, source: Path) -> str:
+    if name not in TABLES:
+        raise DataError(f"table:{name} is none of {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
+    results = read_results(source)
+    told = f"{results.data}, {results.rows:,} rows; {hardware_line(results)}; {results.repeats} interleaved repeats"
+    return f"\n{TABLES[name](results)}\n\n{told}: `{source.name}`.\n\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, default=[ROOT / "README.md"])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a table is out of date")
+    options = parser.parse_args()
+    stale = []
+    for path in options.files:
+        text = path.read_text(encoding="utf-8")
+        made = rewrite(text, ROOT)
+        if made != text:
+            stale.append(path)
+        if not options.check:
+            path.write_text(made, encoding="utf-8")
+    if options.check and stale:
+        sys.exit(f"out of date: {', '.join(map(str, stale))}. Run python benchmarks/tables.py.")
+
+
+if __name__ == "__main__":
+    main()

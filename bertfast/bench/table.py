@@ -1,0 +1,119 @@
+"""The result table: its columns and what stands in them, for every form of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from bertfast.bench.figures import Figures
+from bertfast.bench.results import Results
+from bertfast.bench.statistics import Estimate
+
+NOTHING = "-"
+
+
+def number(value: Estimate | float | None, digits: int) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value.value if isinstance(value, Estimate) else value:,.{digits}f}"
+
+
+def spread(estimate: Estimate | None) -> str:
+    """A figure and its interval."""
+    if estimate is None:
+        return NOTHING
+    digits = 0 if estimate.value >= 10 else 1
+    return f"{estimate.value:,.{digits}f} ({estimate.low:,.{digits}f} to {estimate.high:,.{digits}f})"
+
+
+def drop(row: Figures) -> str:
+    if row.is_reference and row.score is not None:
+        return "reference"
+    interval = " ({:.2f} to {:.2f})".format(*row.drop_interval) if row.drop_interval and any(row.drop_interval) else ""
+    return number(row.drop, 2) + interval
+
+
+def lost_and_gained(row: Figures) -> str:
+    if row.mcnemar is None:
+        return NOTHING
+    chance = f" (p {row.mcnemar:.2g})" if row.measured.lost or row.measured.gained else ""
+    return f"{row.measured.lost}/{row.measured.gained}{chance}"
+
+
+def flips(row: Figures) -> str:
+    return NOTHING if row.measured.flips is None else f"{row.measured.flips:,}"
+
+
+def megabytes(size: int | None) -> str:
+    return NOTHING if size is None else f"{size / 1e6:,.0f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the result table.
+
+    Attributes:
+        heading: with `{metric}` and `{bound}` to be filled in.
+        cell: a candidate's text, `NOTHING` where it was not measured.
+        meaning: what a reader must know of the heading.
+        brief: whether it is one of those that fit a terminal.
+    """
+
+    heading: str
+    cell: Callable[[Figures], str]
+    meaning: str = ""
+    brief: bool = True
+
+
+COLUMNS = (
+    Column("candidate", lambda row: row.name),
+    Column("precision", lambda row: row.measured.precision or NOTHING),
+    Column("{metric} %", lambda row: number(row.score, 2)),
+    Column("drop", drop, "points of {metric} lost against the reference, and the 95% interval by resampling rows"),
+    Column(
+        "lost/gained",
+        lost_and_gained,
+        "rows that the reference gets right and this one wrong, and the other way round; p is McNemar's, exact",
+        brief=False,
+    ),
+    Column("flips", flips, "rows that are decided otherwise than by the reference", brief=False),
+    Column(
+        "sequences/s",
+        lambda row: spread(row.sequences_per_s),
+        "offline, batches of similar length: the median over repeats and its 95% interval",
+    ),
+    Column("x ref", lambda row: number(row.speedup, 2), "the median of the ratios to the reference within a repeat"),
+    Column(
+        "as given/s",
+        lambda row: number(row.given_sequences_per_s, 0),
+        "sequences/s with batches in the order of the file",
+        brief=False,
+    ),
+    Column("p50 ms", lambda row: number(row.p50_ms, 2), "one request at a time, from the text to the answer"),
+    Column("p99 ms", lambda row: number(row.p99_ms, 2)),
+    Column(
+        "server/s",
+        lambda row: number(row.server_per_s, 0),
+        "the highest rate of random arrivals tried that kept p99 within {bound} ms",
+    ),
+    Column("peak MB", lambda row: megabytes(row.measured.peak_memory_bytes), "memory of the process"),
+    Column("GPU MB", lambda row: megabytes(row.measured.peak_device_memory_bytes)),
+    Column("disk MB", lambda row: megabytes(row.measured.artefact_bytes), "of the artefact", brief=False),
+)
+
+
+def columns_of(results: Results, rows: Sequence[Figures], *, brief: bool = False) -> list[Column]:
+    """Those in which any candidate has something to show, their headings filled in."""
+    words = {"metric": results.metric or "score", "bound": f"{results.bound_p99_ms or 0:g}"}
+    return [
+        replace(column, heading=column.heading.format(**words), meaning=column.meaning.format(**words))
+        for column in COLUMNS
+        if (column.brief or not brief) and any(column.cell(row) != NOTHING for row in rows)
+    ]
+
+
+def cells(row: Figures, columns: Sequence[Column]) -> list[str]:
+    """A candidate's row; one that failed has its name alone, as what it lacks is told elsewhere."""
+    if row.measured.error is not None:
+        return [row.name, "failed", *("" for _ in columns[2:])][: len(columns)]
+    return [column.cell(row) for column in columns]

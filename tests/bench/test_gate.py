@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bertfast.bench.gate import Limits, verdict_on
+from tests.bench.made import UNLABELLED, failed, measured, results, served
+
+ONNX: dict[str, Any] = {"artefact": "onnx", "artefact_sha256": "b" * 64}
+REFERENCE = measured("torch")
+
+
+def int8(name: str, per_s: float, **changes: Any) -> Any:
+    return measured(name, per_s, **({"precision": "int8", **ONNX} | changes))
+
+
+def test_the_fastest_that_holds_every_limit_is_shipped() -> None:
+    run = results(
+        REFERENCE, measured("a", 200.0, lost=2, gained=1, **ONNX), measured("b", 300.0, lost=9, gained=1, **ONNX)
+    )
+    verdict = verdict_on(run, Limits(max_drop=0.3))
+    assert (verdict.ship, verdict.choice) == (True, "a")
+    assert verdict.summary.startswith("Ship a: fp32, 200 sequences/s, 2.00 times the reference, 0.10 points lost.")
+    assert list(verdict.refused) == ["b"]
+    assert verdict_on(run, Limits(max_drop=0.8)).choice == "b"
+
+
+def test_a_drop_is_refused_with_its_pairs_and_its_chance() -> None:
+    verdict = verdict_on(results(REFERENCE, int8("b", 300.0, lost=60, gained=10)), Limits(max_drop=1))
+    assert not verdict.ship
+    reason = verdict.refused["b"]
+    assert "accuracy drops by 5.00 points, and 1 is the limit" in reason
+    assert "60 rows lost and 10 gained, McNemar's p 8e-10" in reason
+    assert "95% interval of the drop 3.36 to 6.64" in reason
+    assert "too small" not in reason
+    assert verdict.summary.startswith("Do not ship. The fastest, b: accuracy drops by 5.00 points")
+    assert verdict.summary.endswith("Stay with torch: fp32, 100 sequences/s.")
+
+
+def test_a_file_that_is_too_small_is_said_to_be() -> None:
+    run = results(REFERENCE, int8("b", 300.0, lost=6, gained=2))
+    assert "The file is too small to tell this from chance" in verdict_on(run, Limits(max_drop=0.3)).refused["b"]
+    shipped = verdict_on(run, Limits(max_drop=0.5))
+    assert shipped.ship
+    assert "1,000 rows are few: the drop may be up to 0.95 points" in shipped.summary
+
+
+def test_the_limit_itself_is_held() -> None:
+    run = results(REFERENCE, measured("b", 150.0, lost=3, gained=0, **ONNX))
+    assert verdict_on(run, Limits(max_drop=0.3, min_speedup=1.5, max_p99_ms=6)).choice == "b"
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"min_speedup": 2.0}, "1.50 times the reference's throughput (1.50 to 1.50), and 2 is asked for"),
+        ({"max_p99_ms": 5.0}, "p99 is 6.00 ms, one request at a time, and 5 ms is the limit"),
+    ],
+)
+def test_speed_is_judged_too(limits: dict[str, float], why: str) -> None:
+    verdict = verdict_on(results(REFERENCE, measured("b", 150.0, lost=0, gained=0, **ONNX)), Limits(**limits))
+    assert (verdict.ship, verdict.choice) == (False, None)
+    assert verdict.refused["b"] == why
+    assert verdict.summary.endswith("Nothing else passes either.")
+
+
+def test_a_rate_of_arrivals_must_hold() -> None:
+    run = results(REFERENCE, measured("b", server=(served(10, 30),), lost=0, gained=0, **ONNX), bound_p99_ms=20)
+    assert verdict_on(run, Limits(max_p99_ms=20)).refused["b"].startswith("no rate of arrivals")
+
+
+@pytest.mark.parametrize(("wider", "refused"), [("bf16", True), ("fp16", True), ("fp32", True), (None, False)])
+def test_int8_must_be_faster_than_the_same_backend_with_more_bits(wider: str | None, refused: bool) -> None:
+    others = [measured("wide", 310.0, precision=wider, backend="openvino", lost=0, gained=0)] if wider else []
+    run = results(REFERENCE, *others, int8("small", 300.0, backend="openvino", lost=0, gained=0))
+    found = verdict_on(run, Limits(min_speedup=1.5)).refused.get("small", "")
+    assert found.startswith(f"int8 is not faster than {wider} here: 0.97 times wide") == refused
+
+
+def test_int8_is_held_against_sixteen_bits_before_thirty_two() -> None:
+    fast, slow = (
+        measured(p, s, precision=p, backend="openvino", lost=0, gained=0) for p, s in (("bf16", 400.0), ("fp32", 90.0))
+    )
+    run = results(REFERENCE, fast, slow, int8("small", 300.0, backend="openvino", lost=0, gained=0))
+    assert "not faster than bf16" in verdict_on(run, Limits(max_drop=1)).refused["small"]
+    elsewhere = int8("small", 300.0, backend="onnxruntime", lost=0, gained=0)
+    assert "small" not in verdict_on(results(REFERENCE, fast, slow, elsewhere), Limits(max_drop=1)).refused
+
+
+def test_int8_that_may_as_well_be_slower_is_refused() -> None:
+    noisy = measured("small", [101.0, 95.0, 120.0], precision="int8", backend="torch", lost=0, gained=0, **ONNX)
+    assert "(0.95 to 1.20)" in verdict_on(results(REFERENCE, noisy), Limits(max_drop=1)).refused["small"]
+
+
+def test_failures_and_numbers_that_are_none_are_refused() -> None:
+    run = results(REFERENCE, failed("b", **ONNX), measured("c", 400.0, metrics={}, not_finite=3, **ONNX))
+    verdict = verdict_on(run, Limits(max_drop=5))
+    assert not verdict.ship
+    assert verdict.refused == {
+        "b": "it failed: MemoryError: no more",
+        "c": "3 of its answers hold numbers that are NaN or infinite",
+    }
+
+
+def test_what_one_has_already_is_no_news_unless_there_is_nothing_else() -> None:
+    assert not verdict_on(results(REFERENCE, int8("b", 300.0, lost=50, gained=0)), Limits(max_drop=1)).ship
+    assert verdict_on(results(REFERENCE), Limits(max_drop=1)).ship
+    other_backend = measured("c", 120.0, lost=0, gained=0)
+    broken = int8("b", 300.0, lost=50, gained=0)
+    verdict = verdict_on(results(REFERENCE, other_backend, broken), Limits(max_drop=1))
+    assert (verdict.ship, verdict.choice) == (False, "c")
+
+
+def test_a_peer_is_no_choice_but_is_named_where_it_is_faster() -> None:
+    peer = measured("theirs", 500.0, system="theirs", lost=0, gained=0)
+    ours = measured("b", 200.0, lost=0, gained=0, **ONNX)
+    verdict = verdict_on(results(REFERENCE, ours, peer), Limits(max_drop=1))
+    assert verdict.choice == "b"
+    assert verdict.summary.endswith("The peer theirs passes too and is faster: 500 sequences/s.")
+    late = verdict_on(results(REFERENCE, ours, peer), Limits(max_p99_ms=1))
+    assert set(late.refused) == {"torch", "b"}
+
+
+def test_where_only_requests_were_timed_the_lowest_p99_is_chosen() -> None:
+    rows = [
+        measured(n, offline=(), latency_ms=((ms,) * 9,) * 3, lost=0, gained=0, **ONNX)
+        for n, ms in (("b", 3.0), ("c", 2.0))
+    ]
+    run = results(measured("torch", offline=(), latency_ms=((1.0,) * 9,)), *rows)
+    assert verdict_on(run, Limits(max_p99_ms=5)).choice == "torch"
+    assert "b: fp32, p99 3.00 ms" in verdict_on(results(rows[0], rows[0]), Limits(max_p99_ms=5)).summary
+
+
+def test_without_labels_no_drop_is_known() -> None:
+    run = results(measured("torch", metrics={}), measured("b", metrics={}, **ONNX), **UNLABELLED)
+    assert "the file has no labels" in verdict_on(run, Limits(max_drop=1)).refused["b"]
+
+
+def test_a_gate_is_one_that_demands_something() -> None:
+    assert not Limits().any
+    assert Limits(max_drop=0).any
