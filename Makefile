@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fmt bench bench-inference bench-train bench-finetune peers test-slow clean
+.PHONY: help setup quickstart test check fmt bench bench-inference tables bench-train bench-finetune peers test-slow clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -53,6 +53,9 @@ bench: $(VENV)/.dev peers ## Our backends and every peer on SST-2, the small sui
 
 bench-inference: $(VENV)/.dev peers ## The whole: SST-2, MNLI and BERT-base's shape; fine-tunes first; recorded in benchmarks/results
 	$(INFERENCE) sst2 mnli bert-base --record
+
+tables: $(VENV)/.user ## The README's benchmark tables, made from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
 
 bench-train: $(VENV)/.dev ## Pretraining speed and loss beside transformers, interleaved (half an hour on 2 cores)
 	$(BIN)/python benchmarks/pretrain_speed.py --text $(or $(BERTFAST_DATA),../shared/data)/enwiki/documents.jsonl \

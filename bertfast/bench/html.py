@@ -13,7 +13,7 @@ import numpy as np
 from bertfast.bench import plots
 from bertfast.bench.figures import PHASES, Figures, figures, hardware_line, truncated, warnings
 from bertfast.bench.results import Results
-from bertfast.bench.table import cells, columns_of
+from bertfast.bench.table import DETAILS, Column, cells, columns_of
 from bertfast.errors import ConfigError
 
 # The browser itself refuses to fetch anything.
@@ -32,13 +32,13 @@ def write_html(results: Results, path: Path) -> None:
     rows = figures(results)
     title = escape(f"{results.task} on {results.data}")
     style = resources.files("bertfast.bench").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join([_heading(results, title), _verdict(results), _table(results, rows), _figures(results, rows)])
+    body = "\n".join([_heading(results, title), _verdict(results), _results(results, rows), _figures(results, rows)])
     path.write_text(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>bertfast benchmark: {title}</title>\n<style>\n{style}</style></head>\n"
-        f"<body>\n{body}\n{_environment(results, rows)}\n</body></html>\n",
+        f"<body>\n{body}\n{_details(results, rows)}\n{_environment(results, rows)}\n</body></html>\n",
         encoding="utf-8",
     )
 
@@ -63,20 +63,32 @@ def _verdict(results: Results) -> str:
     )
 
 
-def _table(results: Results, rows: Sequence[Figures]) -> str:
-    columns = columns_of(results, rows)
-    header = "".join(f"<th title='{escape(column.meaning)}'>{escape(column.heading)}</th>" for column in columns)
+def _table(results: Results, rows: Sequence[Figures], columns: Sequence[Column]) -> str:
+    header = "".join(f"<th>{escape(column.heading)}</th>" for column in columns)
     body = "".join(
         f"<tr class='{_state(results, row)}'><td>{_disc(place)}{escape(row.name)}</td>"
         f"{_data(row, cells(row, columns))}</tr>"
         for place, row in enumerate(rows)
     )
     meanings = " ".join(f"<b>{escape(c.heading)}</b>: {escape(c.meaning)}." for c in columns if c.meaning)
-    doubts = "".join(f"<li>{escape(line)}</li>" for line in warnings(rows))
     return (
-        f"<section class='card'><div class='wide results'><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody>"
-        f"</table></div>{f'<ul>{doubts}</ul>' if doubts else ''}"
-        f"<details class='soft'><summary>What the columns say</summary><p>{meanings}</p></details></section>"
+        f"<div class='wide results'><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<details class='soft'><summary>What the columns say</summary><p>{meanings}</p></details>"
+    )
+
+
+def _results(results: Results, rows: Sequence[Figures]) -> str:
+    doubts = "".join(f"<li>{escape(line)}</li>" for line in warnings(rows))
+    table = _table(results, rows, columns_of(results, rows))
+    return f"<section class='card'>{table}{f'<ul>{doubts}</ul>' if doubts else ''}</section>"
+
+
+def _details(results: Results, rows: Sequence[Figures]) -> str:
+    sound = [row for row in rows if row.measured.error is None]
+    return (
+        f"<section class='card'><h2>Details</h2>{_table(results, rows, columns_of(results, rows, DETAILS))}</section>"
+        if sound
+        else ""
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from bertfast.bench.compare import Change, Comparison
-from bertfast.bench.figures import failures, figures, hardware_line, truncated, warnings
+from bertfast.bench.figures import Figures, failures, figures, hardware_line, truncated, warnings
 from bertfast.bench.html import write_html
 from bertfast.bench.results import Results
-from bertfast.bench.table import NOTHING, cells, columns_of
+from bertfast.bench.table import DETAILS, NOTHING, Column, cells, columns_of
 
 
 def write_reports(results: Results, directory: Path) -> None:
@@ -77,18 +78,14 @@ def _in_words(comparison: Comparison) -> list[str]:
 def markdown_table(results: Results, *, brief: bool = False) -> str:
     """The result table alone."""
     rows = figures(results)
-    columns = columns_of(results, rows, brief=brief)
-    lines = ["| " + " | ".join(column.heading for column in columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        texts = (cell.replace("|", "\\|") for cell in cells(row, columns))
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+    return _markdown_rows(rows, columns_of(results, rows, brief=brief))
 
 
 def markdown(results: Results) -> str:
     """The report as a Markdown page."""
     rows = figures(results)
-    meanings = [f"`{column.heading}`: {column.meaning}." for column in columns_of(results, rows) if column.meaning]
+    columns, details = columns_of(results, rows), columns_of(results, rows, DETAILS)
+    meanings = [f"`{column.heading}`: {column.meaning}." for column in [*columns, *details] if column.meaning]
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(results.libraries.items()))
     verdict, *refused = _verdict(results) or [""]
     parts = [
@@ -97,14 +94,20 @@ def markdown(results: Results) -> str:
         "\n".join(f"- {line}" for line in refused),
         f"{results.rows:,} rows; {hardware_line(results)}; {results.repeats} interleaved repeats, timed from the text "
         "to the answer.",
-        *([] if results.labelled else ["The file has no labels: speed only."]),
-        markdown_table(results),
+        "" if results.labelled else "The file has no labels: speed only.",
+        _markdown_rows(rows, columns),
         "\n".join(f"- {line}" for line in [*failures(rows), *warnings(rows)]),
+        _markdown_rows(rows, details),
         " ".join(meanings),
         f"Command: `{results.command}`",
         f"Libraries: {libraries}. Data: SHA-256 {results.data_sha256[:12]}; {truncated(rows)} rows were cut.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_rows(rows: Sequence[Figures], columns: Sequence[Column]) -> str:
+    lines = [[column.heading for column in columns], ["---"] * len(columns), *(cells(row, columns) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _verdict(results: Results) -> list[str]:

@@ -1,4 +1,4 @@
-"""The result table: its columns and what stands in them, for every form of the report."""
+"""The result tables: their columns and what stands in them, for every form of the report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,20 @@ def lost_and_gained(row: Figures) -> str:
 
 
 def flips(row: Figures) -> str:
-    return NOTHING if row.measured.flips is None else f"{row.measured.flips:,}"
+    return count(row.measured.flips)
+
+
+def drift(row: Figures) -> str:
+    change = row.measured.largest_score_drift
+    return NOTHING if change is None else f"{change:.2g}"
+
+
+def joules(row: Figures) -> str:
+    return ", ".join(f"{meter} {value:,.0f}" for meter, value in row.joules.items()) or NOTHING
+
+
+def count(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
 
 
 def megabytes(size: int | None) -> str:
@@ -50,7 +63,7 @@ def megabytes(size: int | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the result table.
+    """A column of a table.
 
     Attributes:
         heading: with `{metric}` and `{bound}` to be filled in.
@@ -76,7 +89,6 @@ COLUMNS = (
         "rows that the reference gets right and this one wrong, and the other way round; p is McNemar's, exact",
         brief=False,
     ),
-    Column("flips", flips, "rows that are decided otherwise than by the reference", brief=False),
     Column(
         "sequences/s",
         lambda row: spread(row.sequences_per_s),
@@ -98,16 +110,30 @@ COLUMNS = (
     ),
     Column("peak MB", lambda row: megabytes(row.measured.peak_memory_bytes), "memory of the process"),
     Column("GPU MB", lambda row: megabytes(row.measured.peak_device_memory_bytes)),
-    Column("disk MB", lambda row: megabytes(row.measured.artefact_bytes), "of the artefact", brief=False),
+)
+DETAILS = (
+    COLUMNS[0],
+    Column("flips", flips, "rows that are decided otherwise than by the reference"),
+    Column("drift", drift, "the largest change of a score against the reference; of vectors, 1 - the cosine"),
+    Column("tokens/s", lambda row: number(row.real_tokens_per_s, 0), "offline, padding left out"),
+    Column("J/1,000", joules, "energy of 1,000 sequences offline, by meter"),
+    Column(
+        "batch", lambda row: count(row.measured.batch_size), "the most sequences of a batch, where it has such a rule"
+    ),
+    Column("load s", lambda row: number(row.measured.load_s, 1), "from the first import until it can be asked"),
+    Column("build s", lambda row: number(row.measured.build_s, 1), "of an engine, before it is loaded"),
+    Column("disk MB", lambda row: megabytes(row.measured.artefact_bytes), "of the artefact"),
 )
 
 
-def columns_of(results: Results, rows: Sequence[Figures], *, brief: bool = False) -> list[Column]:
-    """Those in which any candidate has something to show, their headings filled in."""
+def columns_of(
+    results: Results, rows: Sequence[Figures], columns: Sequence[Column] = COLUMNS, *, brief: bool = False
+) -> list[Column]:
+    """Those of the columns in which any candidate has something to show, their headings filled in."""
     words = {"metric": results.metric or "score", "bound": f"{results.bound_p99_ms or 0:g}"}
     return [
         replace(column, heading=column.heading.format(**words), meaning=column.meaning.format(**words))
-        for column in COLUMNS
+        for column in columns
         if (column.brief or not brief) and any(column.cell(row) != NOTHING for row in rows)
     ]
 

@@ -87,7 +87,7 @@ def test_the_pictures_are_whole_and_take_the_page_s_ink(tmp_path: Path) -> None:
 def test_every_part_of_a_run_is_shown(tmp_path: Path) -> None:
     page = page_of(FULL, tmp_path)
     parts = ("Accuracy against throughput", "Latency", "Where the time goes", "Lengths and padding", "Serving")
-    for part in (*parts, "Batches of one shape", "Environment", "Peer peer"):
+    for part in (*parts, "Batches of one shape", "Details", "Environment", "Peer peer"):
         assert f">{part}<" in page
     assert "style='width:25.00%' title='tokenize: 2,500 µs'" in page
     assert "<td class=best>400</td>" in page  # 4 sequences in 0.01 s

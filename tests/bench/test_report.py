@@ -5,7 +5,7 @@ import pytest
 from bertfast.bench.compare import compare
 from bertfast.bench.gate import Limits, verdict_on
 from bertfast.bench.report import markdown, markdown_table, print_comparison, print_table
-from bertfast.bench.results import Results
+from bertfast.bench.results import OfflineRun, Results
 from tests.bench.made import UNLABELLED, failed, measured, results, served
 
 RUN = results(
@@ -28,24 +28,43 @@ def test_the_table_shows_every_figure_with_its_uncertainty() -> None:
         "accuracy %": "89.60",
         "drop": "0.40 (-0.15 to 0.95)",
         "lost/gained": "6/2 (p 0.29)",
-        "flips": "8",
         "sequences/s": "200 (190 to 210)",
         "x ref": "2.00",
         "p50 ms": "4.00",
         "p99 ms": "6.00",
         "peak MB": "300",
-        "disk MB": "24",
     }
     assert table_of(RUN)["torch"]["drop"] == "reference"
 
 
 def test_columns_of_what_was_not_measured_are_left_out() -> None:
     bare = results(measured("torch", metrics={}, latency_ms=()), **UNLABELLED)
-    assert list(table_of(bare)["torch"]) == ["candidate", "precision", "sequences/s", "x ref", "peak MB", "disk MB"]
+    assert list(table_of(bare)["torch"]) == ["candidate", "precision", "sequences/s", "x ref", "peak MB"]
     run = results(measured("torch", server=(served(50.0, 7.0),)), bound_p99_ms=8.0)
     assert table_of(run)["torch"]["server/s"] == "50"
     assert "kept p99 within 8 ms" in markdown(run)
-    assert "flips" not in table_of(RUN, brief=True)["onnx"]
+    assert "lost/gained" not in table_of(RUN, brief=True)["onnx"]
+
+
+def test_details_have_a_table_of_their_own() -> None:
+    energy = tuple(OfflineRun(phases_s={}, elapsed_s=1, energy_j={"cpu": 40, "gpu": 7}) for _ in range(3))
+    run = results(
+        measured("torch"),
+        measured(
+            "onnx",
+            lost=6,
+            gained=2,
+            load_s=1.26,
+            build_s=30.0,
+            largest_score_drift=0.0123,
+            offline=energy,
+            batch_size=32,
+        ),
+    )
+    page = markdown(run)
+    assert "| candidate | flips | drift | tokens/s | J/1,000 | batch | load s | build s | disk MB |" in page
+    assert "| torch | - | - | 2,000 | - | - | - | - | 24 |" in page
+    assert "| onnx | 8 | 0.012 | 20,000 | cpu 40, gpu 7 | 32 | 1.3 | 30.0 | 24 |" in page
 
 
 def test_failures_warnings_and_the_verdict_are_told_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
