@@ -100,6 +100,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front[::-1]
 
 
+def grid_per_s(item: Measured) -> dict[tuple[int, int], float]:
+    """Sequences/s of batches of one shape, by (sequences, tokens)."""
+    cells = [cell for cell in item.grid if cell.compute_s]
+    return {(cell.batch_size, cell.length): cell.batch_size / float(np.median(cell.compute_s)) for cell in cells}
+
+
 def _figures(results: Results, item: Measured, reference: Measured) -> Figures:
     count, tokens = item.sequences or 0, item.real_tokens
     paired = item.lost is not None and item.gained is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.bench import plots
-from bertfast.bench.figures import PHASES, Figures, figures, hardware_line, truncated, warnings
+from bertfast.bench.figures import PHASES, Figures, figures, grid_per_s, hardware_line, truncated, warnings
 from bertfast.bench.results import Results
 from bertfast.bench.table import DETAILS, Column, cells, columns_of
 from bertfast.errors import ConfigError
@@ -209,15 +209,7 @@ def _percent(share: float | None) -> str:
 
 def _grid(rows: Sequence[Figures]) -> str:
     """Sequences/s of batches of one shape; the best of each shape is marked."""
-    speeds = {
-        place: {
-            (cell.batch_size, cell.length): cell.batch_size / float(np.median(cell.compute_s))
-            for cell in row.measured.grid
-            if cell.compute_s
-        }
-        for place, row in enumerate(rows)
-        if row.measured.grid
-    }
+    speeds = {place: grid_per_s(row.measured) for place, row in enumerate(rows) if row.measured.grid}
     shapes = sorted({shape for of_one in speeds.values() for shape in of_one})
     if not shapes:
         return ""

@@ -17,6 +17,7 @@ import numpy as np
 
 from bertfast.bench.figures import Figures, pareto_front
 from bertfast.bench.results import Results
+from bertfast.bench.scenarios import p99_ms
 from bertfast.bench.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def rates(results: Results, rows: Sequence[Figures]) -> str:
     def paint(axes: Axes) -> None:
         for place, row in enumerate(rows):
             runs = sorted(row.measured.server, key=lambda run: run.rate_per_s)
-            late_ms = [float(np.percentile(run.latency_ms, 99)) for run in runs]
+            late_ms = [p99_ms(run) for run in runs]
             axes.plot([run.rate_per_s for run in runs], late_ms, marker=".", **_line(place, row))
         if results.bound_p99_ms is not None:
             axes.axhline(results.bound_p99_ms, color=INK, lw=0.9, ls=":")
@@ -177,7 +178,7 @@ def _score(row: Figures) -> Estimate | None:
 
 
 def _draw_discs(axes: Axes, points: Sequence[Point], refused: Container[str]) -> None:
-    """A numbered disc at each point, or above it, on a stalk, where others are in the way."""
+    """A numbered disc at each point; where another is in the way, the point is a dot and its number stands above it."""
     places = axes.transData.transform([(point.speed.value, point.height.value) for point in points])
     taken: list[tuple[float, float]] = []
     for point, (x, y) in sorted(zip(points, places.tolist(), strict=True), key=lambda pair: pair[1]):
@@ -185,7 +186,9 @@ def _draw_discs(axes: Axes, points: Sequence[Point], refused: Container[str]) ->
         taken.append((x, y + lift))
         hollow = point.name in refused
         color = color_of(point.place)
-        axes.plot(point.speed.value, point.height.value, ".", color=color, ms=4, zorder=3)
+        axes.plot(
+            point.speed.value, point.height.value, "o", color=color, mfc=PAPER if hollow else color, ms=5, zorder=4
+        )
         axes.annotate(
             str(point.place + 1),
             (point.speed.value, point.height.value),
@@ -194,8 +197,12 @@ def _draw_discs(axes: Axes, points: Sequence[Point], refused: Container[str]) ->
             ha="center",
             va="center",
             size=7,
-            color=color if hollow else "white",
-            bbox={"boxstyle": "circle,pad=0.25", "fc": PAPER if hollow else color, "ec": color},
+            color=color if hollow or lift else "white",
+            bbox={
+                "boxstyle": "circle,pad=0.25",
+                "fc": PAPER if hollow or lift else color,
+                "ec": "none" if lift else color,
+            },
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 0} if lift else None,
             zorder=5,
         )

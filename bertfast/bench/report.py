@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from bertfast.bench.compare import Change, Comparison
-from bertfast.bench.figures import Figures, failures, figures, hardware_line, truncated, warnings
+from bertfast.bench.figures import Figures, failures, figures, grid_per_s, hardware_line, truncated, warnings
 from bertfast.bench.html import write_html
 from bertfast.bench.results import Results
-from bertfast.bench.table import DETAILS, NOTHING, Column, cells, columns_of
+from bertfast.bench.scenarios import p99_ms
+from bertfast.bench.table import DETAILS, NOTHING, Column, cells, columns_of, number
 
 
 def write_reports(results: Results, directory: Path) -> None:
@@ -99,6 +100,8 @@ def markdown(results: Results) -> str:
         "\n".join(f"- {line}" for line in [*failures(rows), *warnings(rows)]),
         _markdown_rows(rows, details),
         " ".join(meanings),
+        _rates(results, rows),
+        _grid(rows),
         f"Command: `{results.command}`",
         f"Libraries: {libraries}. Data: SHA-256 {results.data_sha256[:12]}; {truncated(rows)} rows were cut.",
     ]
@@ -106,8 +109,34 @@ def markdown(results: Results) -> str:
 
 
 def _markdown_rows(rows: Sequence[Figures], columns: Sequence[Column]) -> str:
-    lines = [[column.heading for column in columns], ["---"] * len(columns), *(cells(row, columns) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return _markdown([[column.heading for column in columns], *(cells(row, columns) for row in rows)])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of a heading and rows."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ruled)
+
+
+def _rates(results: Results, rows: Sequence[Figures]) -> str:
+    """Every rate of arrivals that was tried, and what it came to."""
+    served = [(row, sorted(row.measured.server, key=lambda run: run.rate_per_s)) for row in rows if row.measured.server]
+    if not served:
+        return ""
+    lines = [(row.name, "; ".join(f"{run.rate_per_s:,.0f}: {p99_ms(run):.1f}" for run in runs)) for row, runs in served]
+    heading = f"Serving, random arrivals; p99 had to stay under {results.bound_p99_ms:g} ms."
+    return f"{heading}\n\n{_markdown([('candidate', 'requests/s: p99 ms'), *lines])}"
+
+
+def _grid(rows: Sequence[Figures]) -> str:
+    speeds = {row.name: grid_per_s(row.measured) for row in rows if row.measured.grid}
+    shapes = sorted({shape for of_one in speeds.values() for shape in of_one})
+    if not shapes:
+        return ""
+    heading = ["candidate", *(f"{batch_size} x {length}" for batch_size, length in shapes)]
+    lines = [[name, *(number(of_one.get(shape), 0) for shape in shapes)] for name, of_one in speeds.items()]
+    title = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
+    return f"{title}\n\n{_markdown([heading, *lines])}"
 
 
 def _verdict(results: Results) -> list[str]:

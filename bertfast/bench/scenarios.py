@@ -46,7 +46,12 @@ def relative_spread(samples: Sequence[float]) -> float:
 
 def holds(run: ServerRun, bound_p99_ms: float) -> bool:
     """Whether 99% of the requests were answered within the bound."""
-    return float(np.percentile(run.latency_ms, 99)) <= bound_p99_ms
+    return p99_ms(run) <= bound_p99_ms
+
+
+def p99_ms(run: ServerRun) -> float:
+    """The time within which 99% of the requests were answered, from their arrival on."""
+    return float(np.percentile(run.latency_ms, 99))
 
 
 def highest_rate(

@@ -26,6 +26,19 @@ def spread(estimate: Estimate | None) -> str:
     return f"{estimate.value:,.{digits}f} ({estimate.low:,.{digits}f} to {estimate.high:,.{digits}f})"
 
 
+def speedup(row: Figures) -> str:
+    if row.speedup is None or row.is_reference:
+        return number(row.speedup, 2)
+    return "{:.2f} ({:.2f} to {:.2f})".format(*row.speedup)
+
+
+def compute_share(row: Figures) -> str:
+    """What a system does not take apart has no share."""
+    if "compute" not in row.us_per_sequence:
+        return NOTHING
+    return f"{100 * row.us_per_sequence['compute'] / sum(row.us_per_sequence.values()):.0f}"
+
+
 def drop(row: Figures) -> str:
     if row.is_reference and row.score is not None:
         return "reference"
@@ -94,7 +107,13 @@ COLUMNS = (
         lambda row: spread(row.sequences_per_s),
         "offline, batches of similar length: the median over repeats and its 95% interval",
     ),
-    Column("x ref", lambda row: number(row.speedup, 2), "the median of the ratios to the reference within a repeat"),
+    Column("x ref", speedup, "the median of the ratios to the reference within a repeat, and its 95% interval"),
+    Column(
+        "compute %",
+        compute_share,
+        "of the time offline: the model alone; the rest goes into tokenisation, copies and decoding",
+        brief=False,
+    ),
     Column(
         "as given/s",
         lambda row: number(row.given_sequences_per_s, 0),

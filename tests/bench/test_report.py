@@ -6,7 +6,7 @@ from bertfast.bench.compare import compare
 from bertfast.bench.gate import Limits, verdict_on
 from bertfast.bench.report import markdown, markdown_table, print_comparison, print_table
 from bertfast.bench.results import OfflineRun, Results
-from tests.bench.made import UNLABELLED, failed, measured, results, served
+from tests.bench.made import UNLABELLED, failed, measured, results, served, shaped
 
 RUN = results(
     measured("torch"),
@@ -29,7 +29,8 @@ def test_the_table_shows_every_figure_with_its_uncertainty() -> None:
         "drop": "0.40 (-0.15 to 0.95)",
         "lost/gained": "6/2 (p 0.29)",
         "sequences/s": "200 (190 to 210)",
-        "x ref": "2.00",
+        "x ref": "2.00 (1.90 to 2.10)",
+        "compute %": "75",
         "p50 ms": "4.00",
         "p99 ms": "6.00",
         "peak MB": "300",
@@ -39,7 +40,7 @@ def test_the_table_shows_every_figure_with_its_uncertainty() -> None:
 
 def test_columns_of_what_was_not_measured_are_left_out() -> None:
     bare = results(measured("torch", metrics={}, latency_ms=()), **UNLABELLED)
-    assert list(table_of(bare)["torch"]) == ["candidate", "precision", "sequences/s", "x ref", "peak MB"]
+    assert list(table_of(bare)["torch"]) == ["candidate", "precision", "sequences/s", "x ref", "compute %", "peak MB"]
     run = results(measured("torch", server=(served(50.0, 7.0),)), bound_p99_ms=8.0)
     assert table_of(run)["torch"]["server/s"] == "50"
     assert "kept p99 within 8 ms" in markdown(run)
@@ -65,6 +66,28 @@ def test_details_have_a_table_of_their_own() -> None:
     assert "| candidate | flips | drift | tokens/s | J/1,000 | batch | load s | build s | disk MB |" in page
     assert "| torch | - | - | 2,000 | - | - | - | - | 24 |" in page
     assert "| onnx | 8 | 0.012 | 20,000 | cpu 40, gpu 7 | 32 | 1.3 | 30.0 | 24 |" in page
+
+
+def test_every_rate_and_shape_that_was_tried_is_told() -> None:
+    grid = (shaped(4, 8, 0.02), shaped(1, 8, 0.01))
+    run = results(
+        measured("torch", server=(served(200.0, 9.0), served(50.0, 7.0)), grid=grid),
+        measured("onnx", grid=grid[:1]),
+        measured("peer"),
+        bound_p99_ms=8.0,
+    )
+    page = markdown(run)
+    assert "p99 had to stay under 8 ms.\n\n| candidate | requests/s: p99 ms |\n| --- | --- |\n" in page
+    assert "| torch | 50: 7.0; 200: 9.0 |\n\n" in page
+    assert "| candidate | 1 x 8 | 4 x 8 |\n| --- | --- | --- |\n| torch | 100 | 200 |\n| onnx | - | 200 |\n\n" in page
+    assert "Serving" not in markdown(RUN)
+    assert "one shape" not in markdown(RUN)
+
+
+def test_a_system_that_does_not_take_its_time_apart_has_no_share_of_computing() -> None:
+    opaque = (OfflineRun(phases_s={"other": 5.0}, elapsed_s=5.0),) * 3
+    table = table_of(results(measured("torch"), measured("peer", offline=opaque)))
+    assert (table["torch"]["compute %"], table["peer"]["compute %"]) == ("75", "-")
 
 
 def test_failures_warnings_and_the_verdict_are_told_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
