@@ -103,7 +103,13 @@ def _state(results: Results, row: Figures) -> str:
 def _data(row: Figures, texts: Sequence[str]) -> str:
     if row.measured.error is not None:
         return f"<td class='failed' colspan='{len(texts) - 1}'>failed: {escape(row.measured.error)}</td>"
-    return "".join(f"<td>{escape(text)}</td>" for text in texts[1:])
+    return "".join(_cell(text) for text in texts[1:])
+
+
+def _cell(text: str) -> str:
+    """What is in parentheses, such as an interval, stands below the figure: the table is to fit the page."""
+    figure, parenthesis, rest = escape(text).partition(" (")
+    return f"<td>{figure}{f'<small>({rest}</small>' if parenthesis else ''}</td>"
 
 
 def _disc(place: int) -> str:
@@ -220,7 +226,8 @@ def _grid(rows: Sequence[Figures]) -> str:
         for place, of_one in speeds.items()
     )
     caption = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
-    return _card("Batches of one shape", f"<div class='wide'><table><tr>{header}</tr>{body}</table></div>", caption)
+    table = f"<div class='wide'><table><tr>{header}</tr>{body}</table></div>"
+    return _card("Batches of one shape", table, caption, "double")
 
 
 def _speed(value: float | None, best: float) -> str:

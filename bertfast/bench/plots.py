@@ -197,6 +197,7 @@ def _draw_discs(axes: Axes, points: Sequence[Point], refused: Container[str]) ->
             ha="center",
             va="center",
             size=7,
+            weight="bold",
             color=color if hollow or lift else "white",
             bbox={
                 "boxstyle": "circle,pad=0.25",

@@ -92,6 +92,7 @@ def test_every_part_of_a_run_is_shown(tmp_path: Path) -> None:
     assert "style='width:25.00%' title='tokenize: 2,500 µs'" in page
     assert "<td class=best>400</td>" in page  # 4 sequences in 0.01 s
     assert "<td>-</td>" in page
+    assert "<td>9/3<small>(p 0.15)</small></td>" in page
     assert "20.0%" in page  # of 25 tokens 5 are padding
 
 
