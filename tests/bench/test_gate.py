@@ -47,8 +47,8 @@ def test_a_file_that_is_too_small_is_said_to_be() -> None:
 
 
 def test_the_limit_itself_is_held() -> None:
-    run = results(REFERENCE, measured("b", 150.0, lost=3, gained=0, **ONNX))
-    assert verdict_on(run, Limits(max_drop=0.3, min_speedup=1.5, max_p99_ms=6)).choice == "b"
+    run = results(REFERENCE, measured("b", 150.0, lost=7, gained=0, **ONNX))  # 90.0 - 89.3 is 0.7000000000000028
+    assert verdict_on(run, Limits(max_drop=0.7, min_speedup=1.5, max_p99_ms=6)).choice == "b"
 
 
 @pytest.mark.parametrize(
