@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
-from provenance import Row, minilm, provenance, run_once
+from provenance import Row, minilm, provenance, read_runs, run_once
 from pydantic import Field
 
 from bertfast import artifact
@@ -288,14 +288,19 @@ def table(suite: dict[str, DataSet], runs: Sequence[Row]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def compare(by_system: Sequence[Sequence[Row]], key: str) -> tuple[str, str]:
     """The median seconds of each system, and how many times faster ours, the first one, is than the better peer."""
-    ours, *peers = [statistics.median(run[key] for run in group) for group in by_system]
-    return " / ".join(f"{value:.1f}" for value in (ours, *peers)), f"{min(peers) / ours:.2f}"
+    middles = [statistics.median([run[key] for run in group]) if group else None for group in by_system]
+    ours, *peers = middles
+    said = " / ".join("-" if middle is None else f"{middle:.1f}" for middle in middles)
+    faster = [peer / ours for peer in peers if peer is not None and ours is not None]
+    return said, f"{min(faster):.2f}" if faster else "-"
 
 
 def main() -> None:
@@ -312,10 +317,11 @@ def main() -> None:
         help="the seeds with which transformers runs on random batches too, the slowest runs; all when not given",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--table", action="store_true", help="run nothing: the table of the runs that OUT has")
     options = parser.parse_args()
     suite = read_suite(options.suite)
     suite = {name: suite[name] for name in options.only or suite}
-    print(table(suite, measure(suite, options)))
+    print(table(suite, read_runs(options.out) if options.table else measure(suite, options)))
 
 
 if __name__ == "__main__":

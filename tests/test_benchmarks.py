@@ -242,6 +242,10 @@ def test_the_table_compares_with_the_better_peer(tiny_suite: dict[str, DataSet])
     assert row == (
         f"| tiny | accuracy | {spread} | {spread} | {spread} | 10.0 / 40.0 / 25.0 | 2.50 | 15.0 / 45.0 / 30.0 | 2.00 |"
     )
+    without = [run for run in runs if run["system"] != finetune.UNGROUPED]
+    assert finetune.table(tiny_suite, without).split("\n")[-1] == (
+        f"| tiny | accuracy | {spread} | - | {spread} | 10.0 / - / 25.0 | 2.50 | 15.0 / - / 30.0 | 2.00 |"
+    )
 
 
 def test_students_share_all_but_the_teacher(
