@@ -240,6 +240,7 @@ def test_bad_input_ends_with_status_2_and_no_traceback(
         (("bench", exported, "--data", dev, "--out", "out", "--backend", "openvin"), "Did you mean 'openvino'"),
         (("bench", exported, "--data", dev), "give what to measure: bertfast bench ARTEFACT... --data FILE --out DIR"),
         (("bench", exported, "--compare", "a", "b"), "Leave out ARTEFACT"),
+        (("bench", "--compare", "a", "b", "--max-drop", "1"), "nor judges by limits"),
         (("bench", "--compare", "a.json", "b.json"), "a.json does not exist"),
         (("bench", exported, "--data", dev, "--out", "out", "--lengths", "8"), "Give both --batch-sizes and --lengths"),
         (

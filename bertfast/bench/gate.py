@@ -59,9 +59,14 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
     is measured to compare with, and is no choice; the summary says where one that passes is faster.
     """
     rows = figures(results)
-    rules: list[Rule] = [_fails, _not_finite, partial(_drops, results, limits), partial(_gains_nothing, rows)]
-    rules += [partial(_is_slow, limits), partial(_is_late, results, limits)]
-    reasons = {row.name: next(filter(None, (rule(row) for rule in rules)), None) for row in rows}
+    right: list[Rule] = [_fails, _not_finite, partial(_drops, results, limits)]
+    accurate = [row for row in rows if _reason(right, row) is None]
+    fast: list[Rule] = [
+        partial(_gains_nothing, accurate),
+        partial(_is_slow, limits),
+        partial(_is_late, results, limits),
+    ]
+    reasons = {row.name: _reason([*right, *fast], row) for row in rows}
     pace = _pace(rows)
     ranked = sorted(rows, key=pace.key, reverse=True)
     passing = [row for row in ranked if reasons[row.name] is None]
@@ -86,6 +91,11 @@ def _asked_about(rows: Sequence[Figures]) -> list[Figures]:
     return [row for row in ours if row.measured.artefact_sha256 not in known] or ours
 
 
+def _reason(rules: Sequence[Rule], row: Figures) -> str | None:
+    """What the first rule that refuses the row says."""
+    return next(filter(None, (rule(row) for rule in rules)), None)
+
+
 def _fails(row: Figures) -> str | None:
     return f"it failed: {row.measured.error}" if row.measured.error is not None else None
 
@@ -96,7 +106,15 @@ def _not_finite(row: Figures) -> str | None:
 
 
 def _drops(results: Results, limits: Limits, row: Figures) -> str | None:
-    if limits.max_drop is None or row.is_reference:
+    if limits.max_drop is None:
+        return None
+    precision = next(item.precision for item in results.candidates if item.name == results.reference)
+    if precision != "fp32":
+        return (
+            f"its drop is not known, and {limits.max_drop:g} points are the limit: nothing in fp32 answered, and "
+            f"{results.reference} in {precision} is no measure. Add the checkpoint to the artefacts"
+        )
+    if row.is_reference:
         return None
     if row.drop is None:
         return f"its drop is not known, and {limits.max_drop:g} points are the limit: {_why_unknown(results)}"
@@ -129,7 +147,11 @@ def _too_small_to_tell(row: Figures, limit: float) -> str:
 
 
 def _gains_nothing(rows: Sequence[Figures], row: Figures) -> str | None:
-    """INT8 and FP8 cost accuracy, so they must be faster than what the same backend does with more bits."""
+    """INT8 and FP8 cost accuracy, so they must be faster than what the same backend does with more bits.
+
+    Args:
+        rows: those that are accurate enough to be shipped in its place.
+    """
     measured = row.measured
     if measured.precision not in EIGHT_BITS or measured.system != OURS:
         return None

@@ -97,8 +97,11 @@ def bench(
     The exit status is 3 where the gate says no, or where a comparison finds that something regressed.
     """
     if compare is not None:
-        if artefacts or data or out:
-            raise ConfigError("--compare reads two reports and measures nothing. Leave out ARTEFACT, --data and --out.")
+        if artefacts or data or out or {max_drop, min_speedup, max_p99_ms} != {None}:
+            raise ConfigError(
+                "--compare reads two reports, and neither measures nor judges by limits. "
+                "Leave out ARTEFACT, --data, --out and the gate's options."
+            )
         _compare(*compare, as_json=as_json)
         return
     if not artefacts or data is None or out is None:

@@ -87,6 +87,17 @@ def test_candidates_of_one_run_are_named() -> None:
     assert found.regressed
 
 
+def test_answers_that_are_no_longer_finite_are_a_failure() -> None:
+    sound, broken = measured("b", lost=0, gained=0), measured("b", metrics={}, not_finite=3)
+    old, new = (results(measured("ref"), row) for row in (sound, broken))
+    found = compare(old, new)
+    assert found.failing == {"b": "3 of its answers hold numbers that are NaN or infinite"}
+    assert found.regressed
+    assert {change.candidate for change in found.changes} == {"ref"}
+    assert compare(new, old).mended == ("b",)
+    assert not compare(new, new).regressed
+
+
 def test_runs_of_other_data_machines_and_threads_are_doubted() -> None:
     old = results(measured("ref"))
     new = results(measured("ref"), data_sha256="e" * 64, hardware={"cpu": "a GPU", "cores": 2}, threads=None)

@@ -88,6 +88,15 @@ def test_int8_is_held_against_sixteen_bits_before_thirty_two() -> None:
     assert "small" not in verdict_on(results(REFERENCE, fast, slow, elsewhere), Limits(max_drop=1)).refused
 
 
+def test_int8_is_not_held_against_what_is_not_accurate_enough_itself() -> None:
+    student = measured("student", 900.0, precision="bf16", backend="openvino", lost=90, gained=0, **ONNX)
+    wider = measured("wide", 90.0, backend="openvino", lost=0, gained=0)
+    run = results(REFERENCE, student, wider, int8("small", 300.0, backend="openvino", lost=1, gained=0))
+    verdict = verdict_on(run, Limits(max_drop=1))
+    assert (verdict.choice, list(verdict.refused)) == ("small", ["student"])
+    assert "not faster than bf16" in verdict_on(run, Limits(min_speedup=1)).refused["small"]
+
+
 def test_int8_that_may_as_well_be_slower_is_refused() -> None:
     noisy = measured("small", [101.0, 95.0, 120.0], precision="int8", backend="torch", lost=0, gained=0, **ONNX)
     assert "(0.95 to 1.20)" in verdict_on(results(REFERENCE, noisy), Limits(max_drop=1)).refused["small"]
@@ -135,6 +144,16 @@ def test_where_only_requests_were_timed_the_lowest_p99_is_chosen() -> None:
 def test_without_labels_no_drop_is_known() -> None:
     run = results(measured("torch", metrics={}), measured("b", metrics={}, **ONNX), **UNLABELLED)
     assert "the file has no labels" in verdict_on(run, Limits(max_drop=1)).refused["b"]
+
+
+@pytest.mark.parametrize("others", [(), (failed("torch"),)])
+def test_what_is_not_fp32_is_no_measure_of_its_own_drop(others: Any) -> None:
+    run = results(int8("small", 300.0), int8("other", 200.0, lost=0, gained=0), *others)
+    verdict = verdict_on(run, Limits(max_drop=1))
+    assert (verdict.ship, verdict.choice) == (False, None)
+    for name in ("small", "other"):
+        assert "nothing in fp32 answered, and small in int8 is no measure" in verdict.refused[name]
+    assert verdict_on(results(int8("small", 300.0)), Limits(max_p99_ms=60)).ship
 
 
 def test_a_gate_is_one_that_demands_something() -> None:
