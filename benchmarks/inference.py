@@ -104,7 +104,8 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     plan = BenchPlan(
         artefacts=(model, out / "onnx"),
         data=dev,
-        command=f"{measured['command']}  # {measured['commit']}",
+        command=measured["command"],
+        commit=measured["commit"],
         peers=[str(HERE / "peers" / peer) for peer in suite.peers],
         repeats=suite.repeats,
         single_stream_rows=suite.single_stream_rows,

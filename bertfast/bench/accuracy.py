@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bertfast.bench.statistics import drop_interval
+from bertfast.bench.uncertainty import drop_interval
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Task
 from bertfast.tasks.ranking import unit
@@ -28,21 +28,28 @@ class Judge:
             return {}
         return self.task.score(answers, self.golds)
 
-    def quoted(self, metrics: dict[str, float]) -> str | None:
+    def quoted(self, metrics: Mapping[str, float]) -> str | None:
         """The metric that the task quotes for data of this kind; None without metrics."""
-        return next((name for name in (self.task.metric, self.task.metric_otherwise) if name in metrics), None)
+        return next((name for name in self.task.quotable if name in metrics), None)
 
-    def compare(self, answers: Sequence[Answer], reference: Sequence[Answer]) -> dict[str, Any]:
-        """The fields of `Measured` that hold answers against those of the reference."""
+    def compare(
+        self,
+        answers: Sequence[Answer],
+        reference: Sequence[Answer],
+        metrics: Mapping[str, float],
+        reference_metrics: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """The fields of `Measured` that hold answers against those of the reference; both with their `metrics`."""
         if not_finite(answers) or not_finite(reference):
             return {}
         flips, drift = compare_answers(self.task, answers, reference)
         found: dict[str, Any] = {"flips": flips, "largest_score_drift": drift}
         if self.golds is None:
             return found
-        metric = self.quoted(self.metrics(reference))
+        metric = self.quoted(reference_metrics)
         assert metric is not None, f"{self.task.name} names no metric for these golds"
-        found["drop_interval"] = drop_interval(self.task.score, metric, reference, answers, self.golds)
+        drop = reference_metrics[metric] - metrics[metric]
+        found["drop_interval"] = drop_interval(self.task.score, metric, reference, answers, self.golds, drop)
         if self.task.right is not None:
             before, after = (list(map(self.task.right, rows, self.golds)) for rows in (reference, answers))
             pairs = list(zip(before, after, strict=True))

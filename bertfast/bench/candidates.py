@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.backends import ServedModel, backends_for
+from bertfast.bench.results import OUR_SYSTEM
 from bertfast.errors import ConfigError, did_you_mean
 
 OURS = Path(__file__).with_name("ours.py")
@@ -68,7 +69,7 @@ def our_candidates(
                 continue
             name = backend if alone else f"{model.name} {backend}"
             name += f" ({number})" if name in {item.name for item in found} else ""
-            found.append(Candidate(name, "bertfast", backend, model, OURS, None, {}, settings))
+            found.append(Candidate(name, OUR_SYSTEM, backend, model, OURS, None, {}, settings))
     if not found:
         wanted = ", ".join(backends) or "any backend"
         raise ConfigError(f"no artefact here runs in {wanted}. 'bertfast doctor' says what is installed.")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bertfast.bench.figures import Figures, figures
+from bertfast.bench.figures import Figures, failure, figures
 from bertfast.bench.results import RESULTS_SCHEMA_VERSION, Results
-from bertfast.bench.statistics import Estimate, proportions_p
+from bertfast.bench.uncertainty import Estimate, proportions_p
 from bertfast.config import Config
 from bertfast.errors import DataError
 
@@ -90,14 +90,14 @@ def compare(old: Results, new: Results) -> Comparison:
     """Candidates are matched by name."""
     before, after = ({row.name: row for row in figures(results)} for results in (old, new))
     both = [name for name in before if name in after]
-    sound = {name for name in both if _failure(before[name]) is None}
-    failing = {name: why for name in both if name in sound and (why := _failure(after[name])) is not None}
+    sound = {name for name in both if failure(before[name]) is None}
+    failing = {name: why for name in both if name in sound and (why := failure(after[name])) is not None}
     return Comparison(
         warnings=tuple(_doubts(old, new)),
         only_old=tuple(name for name in before if name not in after),
         only_new=tuple(name for name in after if name not in before),
         failing=failing,
-        mended=tuple(name for name in both if name not in sound and _failure(after[name]) is None),
+        mended=tuple(name for name in both if name not in sound and failure(after[name]) is None),
         changes=tuple(
             change
             for name in both
@@ -105,12 +105,6 @@ def compare(old: Results, new: Results) -> Comparison:
             for change in _changes(old, new, before[name], after[name])
         ),
     )
-
-
-def _failure(row: Figures) -> str | None:
-    """Why there is nothing to compare; answers that are not finite are not scored."""
-    count = row.measured.not_finite
-    return row.measured.error or (f"{count} of its answers hold numbers that are NaN or infinite" if count else None)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 
 from bertfast.bench.results import Measured, OfflineRun, Results, ServerRun
 from bertfast.bench.scenarios import holds
-from bertfast.bench.statistics import Estimate, mcnemar_p, median, paired_ratio, percentile
+from bertfast.bench.uncertainty import Estimate, mcnemar_p, median, paired_ratio, percentile
 
 PHASES = ("tokenize", "upload", "compute", "download", "decode", "other")
+GRID_CAPTION = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ def hardware_line(results: Results) -> str:
     return f"{results.hardware.get('cpu')}, {results.hardware.get('cores')} cores{size}{threads}"
 
 
+def failure(row: Figures) -> str | None:
+    """Why a candidate is neither compared nor shipped: its error, or answers that are not finite; None where sound."""
+    return row.measured.error if row.measured.error is not None else not_finite_in_words(row.measured.not_finite)
+
+
+def not_finite_in_words(count: int) -> str | None:
+    """What is said of so many answers that hold a number that is none, or infinite; None of none."""
+    return f"{count} of its answers hold numbers that are NaN or infinite" if count else None
+
+
 def failures(rows: Iterable[Figures]) -> list[str]:
     return [f"{row.name} failed: {row.measured.error}" for row in rows if row.measured.error is not None]
 
@@ -100,7 +111,19 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front[::-1]
 
 
-def grid_per_s(item: Measured) -> dict[tuple[int, int], float]:
+def grid_of(rows: Sequence[Figures]) -> tuple[dict[tuple[int, int], str], dict[int, dict[tuple[int, int], float]]]:
+    """(the heading of each shape that any candidate was timed on, sequences/s by place among the rows and by shape)."""
+    speeds = {place: _grid_per_s(row.measured) for place, row in enumerate(rows) if row.measured.grid}
+    shapes = sorted({shape for of_one in speeds.values() for shape in of_one})
+    return {shape: f"{shape[0]} x {shape[1]}" for shape in shapes}, speeds
+
+
+def server_caption(results: Results) -> str:
+    """What the server scenario asked for."""
+    return f"Random (Poisson) arrivals; p99 had to stay under {results.bound_p99_ms:g} ms"
+
+
+def _grid_per_s(item: Measured) -> dict[tuple[int, int], float]:
     """Sequences/s of batches of one shape, by (sequences, tokens)."""
     cells = [cell for cell in item.grid if cell.compute_s]
     return {(cell.batch_size, cell.length): cell.batch_size / float(np.median(cell.compute_s)) for cell in cells}

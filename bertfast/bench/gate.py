@@ -8,14 +8,13 @@ from functools import partial
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from bertfast.bench.figures import Figures, figures, times_faster
+from bertfast.bench.figures import Figures, failure, figures, times_faster
 from bertfast.bench.results import Results, Verdict
 from bertfast.config import Config
 
 SIXTEEN_BITS = ("fp16", "bf16")
 EIGHT_BITS = ("int8", "fp8")
 ROUNDING = 1e-9
-OURS = "bertfast"
 
 
 class Limits(Config):
@@ -59,7 +58,7 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
     is measured to compare with, and is no choice; the summary says where one that passes is faster.
     """
     rows = figures(results)
-    right: list[Rule] = [_fails, _not_finite, partial(_drops, results, limits)]
+    right: list[Rule] = [_fails, partial(_drops, results, limits)]
     accurate = [row for row in rows if _reason(right, row) is None]
     fast: list[Rule] = [
         partial(_gains_nothing, accurate),
@@ -70,8 +69,8 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
     pace = _pace(rows)
     ranked = sorted(rows, key=pace.key, reverse=True)
     passing = [row for row in ranked if reasons[row.name] is None]
-    refused = {row.name: reason for row in rows if row.measured.system == OURS and (reason := reasons[row.name])}
-    choice = next((row for row in passing if row.measured.system == OURS), None)
+    refused = {row.name: reason for row in rows if row.measured.is_ours and (reason := reasons[row.name])}
+    choice = next((row for row in passing if row.measured.is_ours), None)
     asked = _asked_about(ranked)
     if choice is not None and any(row in asked for row in passing):
         summary = (
@@ -86,7 +85,7 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
 
 def _asked_about(rows: Sequence[Figures]) -> list[Figures]:
     """Ours from other artefacts than the reference's; where there are none, all of ours. In the order given."""
-    ours = [row for row in rows if row.measured.system == OURS]
+    ours = [row for row in rows if row.measured.is_ours]
     known = {row.measured.artefact_sha256 for row in rows if row.is_reference}
     return [row for row in ours if row.measured.artefact_sha256 not in known] or ours
 
@@ -97,12 +96,8 @@ def _reason(rules: Sequence[Rule], row: Figures) -> str | None:
 
 
 def _fails(row: Figures) -> str | None:
-    return f"it failed: {row.measured.error}" if row.measured.error is not None else None
-
-
-def _not_finite(row: Figures) -> str | None:
-    count = row.measured.not_finite
-    return f"{count} of its answers hold numbers that are NaN or infinite" if count else None
+    why = failure(row)
+    return f"it failed: {why}" if row.measured.error is not None else why
 
 
 def _drops(results: Results, limits: Limits, row: Figures) -> str | None:
@@ -153,11 +148,10 @@ def _gains_nothing(rows: Sequence[Figures], row: Figures) -> str | None:
         rows: those that are accurate enough to be shipped in its place.
     """
     measured = row.measured
-    if measured.precision not in EIGHT_BITS or measured.system != OURS:
+    if measured.precision not in EIGHT_BITS or not measured.is_ours:
         return None
-    same = [
-        other.measured for other in rows if (other.measured.system, other.measured.backend) == (OURS, measured.backend)
-    ]
+    others = [other.measured for other in rows if other.measured.is_ours]
+    same = [other for other in others if other.backend == measured.backend]
     wider = [other for other in same if other.precision in SIXTEEN_BITS]
     for other in wider or [other for other in same if other.precision == "fp32"]:
         gain = times_faster(measured, other)
@@ -226,6 +220,6 @@ def _doubt(row: Figures, results: Results, limits: Limits) -> str:
 
 def _faster(first: Figures, pace: Pace) -> str:
     """A remark where the fastest of all that pass is a peer."""
-    if first.measured.system == OURS:
+    if first.measured.is_ours:
         return ""
     return f" The peer {first.name} passes too and is faster: {pace.text(first)}."

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.bench import plots
-from bertfast.bench.figures import PHASES, Figures, figures, grid_per_s, hardware_line, truncated, warnings
+from bertfast.bench.figures import (
+    GRID_CAPTION,
+    PHASES,
+    Figures,
+    figures,
+    grid_of,
+    hardware_line,
+    server_caption,
+    truncated,
+    warnings,
+)
 from bertfast.bench.results import Results
 from bertfast.bench.table import DETAILS, Column, cells, columns_of
 from bertfast.errors import ConfigError
@@ -159,8 +169,7 @@ def _latencies(rows: Sequence[Figures]) -> str:
 def _rates(results: Results, rows: Sequence[Figures]) -> str:
     if not any(row.measured.server for row in rows):
         return ""
-    caption = f"Random (Poisson) arrivals; p99 had to stay under {results.bound_p99_ms:g} ms, the dotted line."
-    return _card("Serving", plots.rates(results, rows), caption)
+    return _card("Serving", plots.rates(results, rows), f"{server_caption(results)}, the dotted line.")
 
 
 def _phases(rows: Sequence[Figures]) -> str:
@@ -215,19 +224,17 @@ def _percent(share: float | None) -> str:
 
 def _grid(rows: Sequence[Figures]) -> str:
     """Sequences/s of batches of one shape; the best of each shape is marked."""
-    speeds = {place: grid_per_s(row.measured) for place, row in enumerate(rows) if row.measured.grid}
-    shapes = sorted({shape for of_one in speeds.values() for shape in of_one})
+    shapes, speeds = grid_of(rows)
     if not shapes:
         return ""
     best = {shape: max(of_one.get(shape, 0.0) for of_one in speeds.values()) for shape in shapes}
-    header = "<th></th>" + "".join(f"<th>{batch_size} x {length}</th>" for batch_size, length in shapes)
+    header = "<th></th>" + "".join(f"<th>{heading}</th>" for heading in shapes.values())
     body = "".join(
         f"<tr><td>{_disc(place)}</td>{''.join(_speed(of_one.get(shape), best[shape]) for shape in shapes)}</tr>"
         for place, of_one in speeds.items()
     )
-    caption = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
     table = f"<div class='wide'><table><tr>{header}</tr>{body}</table></div>"
-    return _card("Batches of one shape", table, caption, "double")
+    return _card("Batches of one shape", table, GRID_CAPTION, "double")
 
 
 def _speed(value: float | None, best: float) -> str:
@@ -244,10 +251,12 @@ def _environment(results: Results, rows: Sequence[Figures]) -> str:
         "Libraries": _versions(results.libraries),
     }
     for row in rows:
-        if row.measured.system != "bertfast" and row.measured.libraries:
+        if not row.measured.is_ours and row.measured.libraries:
             facts[f"Peer {row.measured.system}"] = _versions(row.measured.libraries)
     facts |= {f"{row.name} failed": row.measured.error for row in rows if row.measured.error is not None}
     facts["Command"] = results.command
+    if results.commit is not None:
+        facts["Commit"] = results.commit
     listing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return (
         f"<section class='card'><h2>Environment</h2><dl>{listing}</dl></section>"

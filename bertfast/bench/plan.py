@@ -18,6 +18,7 @@ class BenchPlan:
 
     Attributes:
         data: requests in a form that the artefacts' task reads; without golds there is speed only.
+        commit: of the source that is measured, for the report; where it is known.
         limit: how many of them, spread over the file; all where it is None.
         backends: names to measure; all that are installed where it is empty.
         peers: DIR or DIR:VARIANT; each answers with the first checkpoint among the artefacts.
@@ -34,6 +35,7 @@ class BenchPlan:
     artefacts: Sequence[Path]
     data: Path
     command: str
+    commit: str | None = None
     columns: Columns = field(default_factory=Columns)
     limit: int | None = None
     backends: Sequence[str] = ()

@@ -18,7 +18,7 @@ import numpy as np
 from bertfast.bench.figures import Figures, pareto_front
 from bertfast.bench.results import Results
 from bertfast.bench.scenarios import p99_ms
-from bertfast.bench.statistics import Estimate
+from bertfast.bench.uncertainty import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -220,7 +220,7 @@ def _draw_front(axes: Axes, points: Sequence[tuple[float, float]], scored: bool)
 
 
 def _line(place: int, row: Figures) -> dict[str, Any]:
-    ours = row.measured.system == "bertfast"
+    ours = row.measured.is_ours
     return {
         "color": color_of(place),
         "lw": 1.6 if ours else 1.0,

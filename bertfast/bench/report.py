@@ -12,7 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from bertfast.bench.compare import Change, Comparison
-from bertfast.bench.figures import Figures, failures, figures, grid_per_s, hardware_line, truncated, warnings
+from bertfast.bench.figures import (
+    GRID_CAPTION,
+    Figures,
+    failures,
+    figures,
+    grid_of,
+    hardware_line,
+    server_caption,
+    truncated,
+    warnings,
+)
 from bertfast.bench.html import write_html
 from bertfast.bench.results import Results
 from bertfast.bench.scenarios import p99_ms
@@ -102,7 +112,7 @@ def markdown(results: Results) -> str:
         " ".join(meanings),
         _rates(results, rows),
         _grid(rows),
-        f"Command: `{results.command}`",
+        f"Command: `{results.command}`{f'. Commit: {results.commit}' if results.commit else ''}",
         f"Libraries: {libraries}. Data: SHA-256 {results.data_sha256[:12]}; {truncated(rows)} rows were cut.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -124,19 +134,17 @@ def _rates(results: Results, rows: Sequence[Figures]) -> str:
     if not served:
         return ""
     lines = [(row.name, "; ".join(f"{run.rate_per_s:,.0f}: {p99_ms(run):.1f}" for run in runs)) for row, runs in served]
-    heading = f"Serving, random arrivals; p99 had to stay under {results.bound_p99_ms:g} ms."
-    return f"{heading}\n\n{_markdown([('candidate', 'requests/s: p99 ms'), *lines])}"
+    return f"Serving. {server_caption(results)}.\n\n{_markdown([('candidate', 'requests/s: p99 ms'), *lines])}"
 
 
 def _grid(rows: Sequence[Figures]) -> str:
-    speeds = {row.name: grid_per_s(row.measured) for row in rows if row.measured.grid}
-    shapes = sorted({shape for of_one in speeds.values() for shape in of_one})
+    shapes, speeds = grid_of(rows)
     if not shapes:
         return ""
-    heading = ["candidate", *(f"{batch_size} x {length}" for batch_size, length in shapes)]
-    lines = [[name, *(number(of_one.get(shape), 0) for shape in shapes)] for name, of_one in speeds.items()]
-    title = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
-    return f"{title}\n\n{_markdown([heading, *lines])}"
+    lines = [
+        [rows[place].name, *(number(of_one.get(shape), 0) for shape in shapes)] for place, of_one in speeds.items()
+    ]
+    return f"{GRID_CAPTION}\n\n{_markdown([['candidate', *shapes.values()], *lines])}"
 
 
 def _verdict(results: Results) -> list[str]:

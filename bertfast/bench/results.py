@@ -12,6 +12,7 @@ from typing import Any
 from bertfast.config import Config
 
 RESULTS_SCHEMA_VERSION = 2
+OUR_SYSTEM = "bertfast"
 
 
 class OfflineRun(Config):
@@ -79,7 +80,7 @@ class Measured(Config):
     """
 
     name: str
-    system: str = "bertfast"
+    system: str = OUR_SYSTEM
     artefact: str
     artefact_sha256: str
     artefact_bytes: int
@@ -110,6 +111,10 @@ class Measured(Config):
     grid: tuple[GridCell, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def is_ours(self) -> bool:
+        return self.system == OUR_SYSTEM
+
 
 class Verdict(Config):
     """What the gate says.
@@ -131,6 +136,7 @@ class Results(Config):
     """A benchmark run; `report.json` holds just this.
 
     Attributes:
+        commit: of the source that was measured, where whoever asked for the run told it.
         data_sha256: of the file.
         reference: the candidate that the others are compared with: the first in fp32 that answers.
         bound_p99_ms: what p99 the server scenario had to hold, where it ran.
@@ -141,6 +147,7 @@ class Results(Config):
 
     schema_version: int = RESULTS_SCHEMA_VERSION
     command: str
+    commit: str | None = None
     data: str
     data_sha256: str
     rows: int

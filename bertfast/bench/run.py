@@ -12,6 +12,7 @@ from bertfast import artifact
 from bertfast.backends import ServedModel, open_served
 from bertfast.bench.accuracy import Judge, compare_answers, not_finite
 from bertfast.bench.candidates import Candidate, our_candidates, peer_candidates
+from bertfast.bench.figures import not_finite_in_words
 from bertfast.bench.gate import verdict_on
 from bertfast.bench.html import require_reporting
 from bertfast.bench.measuring import Running, Say, measure
@@ -149,6 +150,7 @@ def _results(plan: BenchPlan, judge: Judge, examples: Sequence[Example], running
     lengths = [len(one) for sequences in judge.task.encode(requests, model.context) for one in sequences]
     return Results(
         command=plan.command,
+        commit=plan.commit,
         data=plan.data.name,
         data_sha256=artifact.sha256_of(split_reference(plan.data)[0]),
         rows=len(examples),
@@ -185,7 +187,9 @@ def _measured(item: Running, reference: Running, judge: Judge, sequences: int) -
     }
     if item.error is not None:
         return Measured(**named, error=item.error)
-    compared = {} if item is reference else judge.compare(item.answers, reference.answers)
+    compared = (
+        {} if item is reference else judge.compare(item.answers, reference.answers, item.metrics, reference.metrics)
+    )
     return Measured(
         **named,
         **{name: item.facts[name] for name in _FACTS if name in item.facts},
@@ -225,8 +229,8 @@ def _tokens(item: Running, sequences: int) -> dict[str, Any]:
 
 def _warnings(item: Running) -> list[str]:
     found = []
-    if count := not_finite(item.answers):
-        found.append(f"{count} answers hold a number that is none or infinite, so its answers are not scored.")
+    if why := not_finite_in_words(not_finite(item.answers)):
+        found.append(f"{why}, so its answers are not scored.")
     for scenario in Scenario:
         if item.is_noisy(scenario):
             samples = item.levels(scenario)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bertfast.bench.figures import Figures
 from bertfast.bench.results import Results
-from bertfast.bench.statistics import Estimate
+from bertfast.bench.uncertainty import Estimate
 
 NOTHING = "-"
 

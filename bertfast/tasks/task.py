@@ -128,6 +128,11 @@ class Task:
     )
     right: Callable[[Answer, Any], bool] | None = None
 
+    @property
+    def quotable(self) -> tuple[str, ...]:
+        """The metrics of which the first that `score` has for the data is quoted."""
+        return tuple(name for name in (self.metric, self.metric_otherwise) if name is not None)
+
 
 def text_or_pair(request: Request) -> tuple[str, str | None]:
     """The texts of `{"text": …}` or `{"text": …, "pair": …}`.

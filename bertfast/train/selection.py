@@ -49,7 +49,7 @@ class Best:
 
 def metrics_on_dev(task: Task) -> tuple[str, ...]:
     """What an evaluation calls the numbers of which one is quoted: the first that it has."""
-    return tuple(f"dev_{name}" for name in (task.metric, task.metric_otherwise) if name)
+    return tuple(f"dev_{name}" for name in task.quotable)
 
 
 def criterion_of(config: FinetuneConfig, task: Task) -> Criterion | None:

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from bertfast.bench.accuracy import Judge, compare_answers, not_finite
 from bertfast.errors import DataError
+from bertfast.tasks import Answer
 from bertfast.tasks.classify import CLASSIFY
 from bertfast.tasks.embed import EMBED
 from bertfast.tasks.multi_label import MULTI_LABEL
 from bertfast.tasks.qa import QA
 from bertfast.tasks.regress import REGRESS
 from bertfast.text.squad import Span
+
+
+def compared(judge: Judge, answers: Sequence[Answer], reference: Sequence[Answer]) -> dict[str, Any]:
+    return judge.compare(answers, reference, judge.metrics(answers), judge.metrics(reference))
 
 
 def answer(label: str, a: float) -> dict[str, object]:
@@ -40,22 +47,22 @@ def test_what_is_lost_and_gained_is_counted_row_by_row() -> None:
     golds = ["a", "a", "b", "b", "b"]
     reference = [answer(label, 0.9) for label in "aaabb"]
     other = [answer(label, 0.9) for label in "abbab"]
-    found = Judge(CLASSIFY, golds).compare(other, reference)
+    found = compared(Judge(CLASSIFY, golds), other, reference)
     assert (found["lost"], found["gained"], found["flips"]) == (2, 1, 3)
     low, high = found["drop_interval"]
     assert low <= 0.2 <= high  # 4 of 5 were right, and 3 are
-    assert Judge(CLASSIFY, golds).compare(reference, reference)["drop_interval"] == (0.0, 0.0)
+    assert compared(Judge(CLASSIFY, golds), reference, reference)["drop_interval"] == (0.0, 0.0)
 
 
 def test_without_golds_there_are_flips_only() -> None:
     judge = Judge(CLASSIFY, None)
     assert judge.metrics([answer("a", 0.9)]) == {}
     assert judge.quoted({}) is None
-    assert judge.compare([answer("b", 0.1)], [answer("a", 0.9)]) == {"flips": 1, "largest_score_drift": 0.8}
+    assert compared(judge, [answer("b", 0.1)], [answer("a", 0.9)]) == {"flips": 1, "largest_score_drift": 0.8}
 
 
 def test_where_nothing_is_right_or_wrong_nothing_is_lost() -> None:
-    found = Judge(REGRESS, [1.0, 4.0, 2.0]).compare(*[[{"score": x} for x in (1.0, 4.5, 2.0)]] * 2)
+    found = compared(Judge(REGRESS, [1.0, 4.0, 2.0]), *[[{"score": x} for x in (1.0, 4.5, 2.0)]] * 2)
     assert "lost" not in found
     assert found["flips"] is None
 
@@ -66,7 +73,7 @@ def test_answers_that_are_no_numbers_are_counted_and_not_scored() -> None:
     assert not_finite([{"embedding": [0.1, -math.inf]}, {"entities": [{"start": 3, "score": 0.5}]}]) == 1
     judge = Judge(CLASSIFY, ["a", "a", "b"])
     assert judge.metrics(broken) == {}
-    assert judge.compare(broken, [answer("a", 0.9)] * 3) == {}
+    assert compared(judge, broken, [answer("a", 0.9)] * 3) == {}
     assert Judge(REGRESS, [1.0, 2.0]).metrics([{"score": math.nan}, {"score": 1.0}]) == {}
 
 

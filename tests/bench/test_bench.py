@@ -115,7 +115,8 @@ def test_the_gate_refuses_a_broken_artefact_and_takes_a_whole_one(
 def test_without_labels_there_is_speed_only(classifier: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.jsonl"
     data.write_text('{"text": "The river."}\n{"text": "The old bridge."}\n')
-    result = bench(plan_for((classifier,), data), tmp_path / "report")
+    result = bench(plan_for((classifier,), data, commit="1a2b3c"), tmp_path / "report")
+    assert result.commit == "1a2b3c"
     assert result.metric is None
     assert not result.labelled
     assert result.candidates[0].metrics == {}
@@ -231,7 +232,8 @@ def test_peers_are_measured_beside_ours_and_how_they_fail_is_a_row(
     assert plain.flips is not None
     assert rows["fake nan"].not_finite == 40
     assert rows["fake nan"].metrics == {}
-    assert "40 answers hold a number that is none" in rows["fake nan"].warnings[0]
+    not_scored = "40 of its answers hold numbers that are NaN or infinite, so its answers are not scored."
+    assert rows["fake nan"].warnings[0] == not_scored
     assert len(rows["fake nan"].offline) >= 2
     assert "out of memory during 'offline'" in (rows["fake greedy"].error or "")
     assert "no answer to 'predict' within 0.5 s" in (rows["fake hanging"].error or "")

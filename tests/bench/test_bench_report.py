@@ -104,6 +104,11 @@ def test_failures_warnings_and_the_verdict_are_told_in_every_form(capsys: pytest
     assert table_of(RUN)["peer\\|[x]"]["precision"] == "failed"
 
 
+def test_the_commit_is_told_where_it_is_known() -> None:
+    assert "--out report`. Commit: 1a2b3c\n" in markdown(RUN.model_copy(update={"commit": "1a2b3c"}))
+    assert "Commit" not in markdown(RUN)
+
+
 def test_a_file_without_labels_is_said_to_be_one() -> None:
     assert "The file has no labels: speed only." in markdown(results(measured("a", metrics={}), **UNLABELLED))
     assert "no labels" not in markdown(RUN)

@@ -21,6 +21,7 @@ FULL = results(
     bound_p99_ms=10.0,
     data="<dev>.tsv",
     command="bertfast bench '<x>'",
+    commit="1a2b3c",
 )
 
 
@@ -93,6 +94,7 @@ def test_every_part_of_a_run_is_shown(tmp_path: Path) -> None:
     assert "<td class=best>400</td>" in page  # 4 sequences in 0.01 s
     assert "<td>-</td>" in page
     assert "<td>9/3<small>(p 0.15)</small></td>" in page
+    assert "<dt>Commit</dt><dd>1a2b3c</dd>" in page
     assert "20.0%" in page  # of 25 tokens 5 are padding
 
 

@@ -22,8 +22,11 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tenso
     optimizer.step()
 
 
-def process(rank: int, port: int) -> None:
-    """Five rows over two processes do not divide evenly; the norms must be those of the whole tensor."""
+def assert_in_each_process(rank: int, port: int) -> None:
+    """Five rows over two processes do not divide evenly; the norms must be those of the whole tensor.
+
+    The process that spawns this one raises what an assertion here raises.
+    """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
     whole, sharded = Toy(), Toy()
@@ -47,4 +50,4 @@ def test_sharded_lamb_takes_the_steps_of_one_process_and_every_process_names_the
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(process, (port,), nprocs=WORLD)
+    multiprocessing.spawn(assert_in_each_process, (port,), nprocs=WORLD)

@@ -79,26 +79,33 @@ def proportions_p(right: tuple[int, int], rows: tuple[int, int]) -> float:
 
 
 def drop_interval(
-    score: Score, metric: str, reference: Sequence[Any], answers: Sequence[Any], golds: Sequence[Any]
+    score: Score,
+    metric: str,
+    reference: Sequence[Any],
+    answers: Sequence[Any],
+    golds: Sequence[Any],
+    drop: float,
 ) -> tuple[float, float] | None:
     """95% interval of the reference's metric minus that of the answers, by resampling rows, both alike.
 
     Scoring may be slow, so there are few resamples: they tell the standard error, and the interval is normal.
+
+    Args:
+        drop: that of all rows, in the middle of the interval.
     """
 
-    def drop(rows: Sequence[int]) -> float:
+    def drop_of(rows: Sequence[int]) -> float:
         chosen = [golds[i] for i in rows]
         before, after = (score([found[i] for i in rows], chosen)[metric] for found in (reference, answers))
         return before - after
 
     source = np.random.default_rng(0)
     try:
-        drops = [drop(source.integers(0, len(golds), len(golds)).tolist()) for _ in range(SCORED_RESAMPLES)]
-        middle = drop(range(len(golds)))
+        drops = [drop_of(source.integers(0, len(golds), len(golds)).tolist()) for _ in range(SCORED_RESAMPLES)]
     except DataError:
         return None
     reach = NORMAL_975 * float(np.std(drops, ddof=1))
-    return middle - reach, middle + reach
+    return drop - reach, drop + reach
 
 
 def _estimate(value: float, resampled: np.ndarray[Any, Any]) -> Estimate:
