@@ -5,9 +5,9 @@ Shapes: T tokens, K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bertfast.quantize.product import INT8_MAX, Product, QuantizedProduct
 from bertfast.quantize.ranges import ranges
-from bertfast.quantize.rounding import compensate, covariance, gptq, scales, to_steps
+from bertfast.quantize.rounding import covariance, gptq, scales, to_steps
 
 Rounding = Literal["gptq", "nearest"]
 
@@ -27,26 +27,37 @@ _HELD_BACK = 4
 
 @dataclass(frozen=True)
 class Samples:
-    """What goes into a product and what is to come out.
+    """What goes into a product, what is to come out, and where that is judged.
 
     Attributes:
         inputs_TK: with the errors of the products before it, where these are in INT8.
         wanted_TN: the outputs of the source model, which never rounded anything.
         importance_T: what the error of a token counts: less, where a LayerNorm divides it by more.
+        residual_TH: what is added before the next LayerNorm.
+        judged_TH: what the source model has behind it.
+        judge: from (outputs, residual) to what is compared with `judged_TH`.
     """
 
     inputs_TK: Tensor
     wanted_TN: Tensor
     importance_T: Tensor
+    residual_TH: Tensor
+    judged_TH: Tensor
+    judge: Callable[[Tensor, Tensor], Tensor]
 
     def part(self, places: Tensor) -> Samples:
-        return Samples(self.inputs_TK[places], self.wanted_TN[places], self.importance_T[places])
+        chosen = {name: value[places] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **cast(Any, chosen))
 
     def error(self, outputs_TN: Tensor) -> float:
-        """The norm of what is wrong with the outputs, by that of the outputs."""
-        weighted = self.wanted_TN * self.importance_T[:, None]
-        wrong = outputs_TN * self.importance_T[:, None] - weighted
-        return float(wrong.norm() / weighted.norm().clamp(min=1e-12))
+        """The norm of what is wrong, by that of what is wanted, where it is judged."""
+        wrong = self.judge(outputs_TN, self.residual_TH) - self.judged_TH
+        return float(wrong.norm() / self.judged_TH.norm().clamp(min=1e-12))
+
+
+def spread(count: int, most: int) -> Tensor:
+    """At most `most` of `count` places, evenly from the first to the last."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 @dataclass(frozen=True)
@@ -68,37 +79,56 @@ class _Form:
 def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, rounding: Rounding) -> QuantizedProduct:
     """The product in the form, and with the weights, that give the least error.
 
-    A quarter of the samples is held back: it decides between the weights, which are fitted to the rest.
+    A quarter of the samples is held back for the error, and to see whether the bias should make up for the mean error:
+    a few large tokens that are cut can falsify that mean for all others.
     """
     held_back = torch.arange(len(samples.inputs_TK)) % _HELD_BACK == 0
     seen, unseen = samples.part(~held_back), samples.part(held_back)
     form = _best_form(seen, weight_NK, bias_N)
-    share_T = seen.importance_T**2 / (seen.importance_T**2).sum()
-    best: tuple[float, str, Tensor, Tensor, Tensor] | None = None
-    for name, steps, scale_N in _weights(form, seen, weight_NK, bias_N, rounding):
-        missing = seen.wanted_TN - _outputs(form, seen, steps, scale_N, bias_N)
-        bias = bias_N + torch.sum(missing * share_T[:, None], dim=0)
-        error = unseen.error(_outputs(form, unseen, steps, scale_N, bias))
-        if best is None or error < best[0]:
-            best = error, name, steps, scale_N, bias
-    assert best is not None
-    error, name, steps, scale_N, bias = best
+    weight = _round(form, seen, weight_NK, rounding)
+    as_it_was = unseen.error(_outputs(form, unseen, weight, bias_N))
+    corrected = unseen.error(_outputs(form, unseen, weight, bias_N + _missing(form, seen, weight, bias_N)))
+    weight = _round(form, samples, weight_NK, rounding)
+    bias = bias_N + _missing(form, samples, weight, bias_N) if corrected < as_it_was else bias_N
     return QuantizedProduct(
         product=product,
-        weight_KN=steps.T.to(torch.int8).contiguous().numpy(),
-        weight_scale_N=scale_N.numpy(),
+        weight_KN=weight.steps_NK.T.to(torch.int8).contiguous().numpy(),
+        weight_scale_N=weight.scale_N.numpy(),
         bias_N=bias.numpy(),
         input_scale=form.scale,
         smoothing_K=None if form.smoothing_K is None else form.smoothing_K.numpy(),
-        method=f"{form.method}, {name}",
-        error=error,
+        method=form.method,
+        error=min(as_it_was, corrected),
     )
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """`steps_NK * scale_N` are the weights; steps are whole numbers in float32."""
+
+    steps_NK: Tensor
+    scale_N: Tensor
+
+
+def _round(form: _Form, samples: Samples, weight_NK: Tensor, rounding: Rounding) -> _Weight:
+    weight = form.weight(weight_NK)
+    scale_N = scales(weight)
+    if rounding == "nearest":
+        return _Weight(to_steps(weight, scale_N), scale_N)
+    inputs_TK = form.inputs(samples.inputs_TK) * samples.importance_T[:, None]
+    return _Weight(gptq(weight, scale_N, covariance(inputs_TK)), scale_N)
+
+
+def _missing(form: _Form, samples: Samples, weight: _Weight, bias_N: Tensor) -> Tensor:
+    """[N]: the mean of what the outputs lack."""
+    missing_TN = samples.wanted_TN - _outputs(form, samples, weight, bias_N)
+    return torch.einsum("t,tn->n", samples.importance_T**2 / (samples.importance_T**2).sum(), missing_TN)
 
 
 def _best_form(samples: Samples, weight_NK: Tensor, bias_N: Tensor) -> _Form:
     """The form of least output error with weights rounded to the nearest; smoothing, which costs a pass over the
     inputs, only where it is worth something."""
-    some = samples.part(torch.linspace(0, len(samples.inputs_TK) - 1, _SEARCHED_TOKENS).long().unique())
+    some = samples.part(spread(len(samples.inputs_TK), _SEARCHED_TOKENS))
     errors = {form: _form_error(form, some, weight_NK, bias_N) for form in _forms(samples, some, weight_NK)}
     best = min(errors, key=lambda form: errors[form])
     plain = min((form for form in errors if form.smoothing_K is None), key=lambda form: errors[form])
@@ -125,29 +155,8 @@ def _smoothing(largest_K: Tensor, weight_NK: Tensor, alpha: float) -> Tensor:
 
 
 def _form_error(form: _Form, samples: Samples, weight_NK: Tensor, bias_N: Tensor) -> float:
-    weight = form.weight(weight_NK)
-    scale_N = scales(weight)
-    return samples.error(_outputs(form, samples, to_steps(weight, scale_N), scale_N, bias_N))
+    return samples.error(_outputs(form, samples, _round(form, samples, weight_NK, "nearest"), bias_N))
 
 
-def _weights(
-    form: _Form, samples: Samples, weight_NK: Tensor, bias_N: Tensor, rounding: Rounding
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(method, steps, scales) of weights."""
-    weight = form.weight(weight_NK)
-    scale_N = scales(weight)
-    yield "nearest", to_steps(weight, scale_N), scale_N
-    if rounding == "nearest":
-        return
-    rounded = form.inputs(samples.inputs_TK)
-    weighted = rounded * samples.importance_T[:, None]
-    covariance_KK = covariance(weighted)
-    yield "gptq", gptq(weight, scale_N, covariance_KK), scale_N
-    missing = samples.wanted_TN - functional.linear(rounded, weight, bias_N)
-    weight = compensate(weight, weighted, missing * samples.importance_T[:, None], covariance_KK)
-    scale_N = scales(weight)
-    yield "gptq, compensated", gptq(weight, scale_N, covariance_KK), scale_N
-
-
-def _outputs(form: _Form, samples: Samples, steps: Tensor, scale_N: Tensor, bias_N: Tensor) -> Tensor:
-    return functional.linear(form.inputs(samples.inputs_TK), steps * scale_N[:, None], bias_N)
+def _outputs(form: _Form, samples: Samples, weight: _Weight, bias_N: Tensor) -> Tensor:
+    return functional.linear(form.inputs(samples.inputs_TK), weight.steps_NK * weight.scale_N[:, None], bias_N)

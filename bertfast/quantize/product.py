@@ -5,7 +5,8 @@ Shapes: T tokens, K inputs, N outputs of a product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,27 +27,23 @@ class Product:
         name: as in the exported graph.
         linears: their names in the checkpoint.
         follows: the Linear whose outputs, weighted, are the input; what its outputs are divided by divides the input.
-        norm: the LayerNorm that what becomes of the outputs is added to the residual for, where that happens to each
-            token for itself.
     """
 
     name: str
     linears: tuple[str, ...]
     follows: str | None = None
-    norm: str | None = None
 
 
 def products_of_layer(number: int) -> tuple[Product, ...]:
     """Those of an encoder layer, in the order of computation."""
     layer = f"bert.encoder.layer.{number}"
     attention = f"{layer}.attention.self"
-    middle, end = f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"
     attended, wide, narrow = (f"{layer}.{name}.dense" for name in ("attention.output", "intermediate", "output"))
     return (
         Product(f"{attention}.query_key_value", tuple(f"{attention}.{kind}" for kind in ("query", "key", "value"))),
-        Product(attended, (attended,), follows=f"{attention}.value", norm=middle),
-        Product(wide, (wide,), norm=end),
-        Product(narrow, (narrow,), norm=end),
+        Product(attended, (attended,), follows=f"{attention}.value"),
+        Product(wide, (wide,)),
+        Product(narrow, (narrow,)),
     )
 
 
@@ -87,3 +84,31 @@ class QuantizedProduct:
         """Where the outputs of each of its Linears are."""
         width = len(self.bias_N) // len(self.product.linears)
         return {name: slice(i * width, (i + 1) * width) for i, name in enumerate(self.product.linears)}
+
+
+def fold_smoothing(
+    quantized: Sequence[QuantizedProduct], weights: Mapping[str, Float32]
+) -> tuple[list[QuantizedProduct], Mapping[str, Float32]]:
+    """The same function with fewer divisions: where inputs are another Linear's outputs, that one divides.
+
+    Args:
+        weights: the parameters in float32 by name; those that divide are others in what is returned.
+    """
+    folded = {one.product.name: one for one in quantized}
+    weights = dict(weights)
+    for one in quantized:
+        source, smoothing = one.product.follows, one.smoothing_K
+        if source is None or smoothing is None:
+            continue
+        folded[one.product.name] = replace(one, smoothing_K=None)
+        before = next((other for other in quantized if source in other.product.linears), None)
+        if before is None:
+            weights[f"{source}.weight"] = weights[f"{source}.weight"] / smoothing[:, None]
+            weights[f"{source}.bias"] = weights[f"{source}.bias"] / smoothing
+            continue
+        divisor = np.ones_like(before.bias_N)
+        divisor[before.places[source]] = smoothing
+        folded[before.product.name] = replace(
+            before, weight_scale_N=before.weight_scale_N / divisor, bias_N=before.bias_N / divisor
+        )
+    return list(folded.values()), weights

@@ -12,7 +12,8 @@ from torch import Tensor
 from bertfast.quantize.product import INT8_MAX
 
 _BINS = 2048
-_PERCENTILES = (99.9, 99.99, 99.999)
+_PERCENTILES = (99.9, 99.99)
+_CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def ranges(values: Tensor) -> dict[str, float]:
@@ -31,6 +32,7 @@ def ranges(values: Tensor) -> dict[str, float]:
         above = max(1, round(len(magnitudes) * (1 - percent / 100)))
         found[f"percentile {percent:g}"] = float(torch.topk(magnitudes, above).values[-1])
     counts = torch.histc(magnitudes, _BINS, min=0, max=largest)
+    found |= {f"max x {cut:g}": cut * largest for cut in _CUTS}
     found["mse"] = largest * _least_squares(counts) / _BINS
     found["entropy"] = largest * _least_divergence(counts) / _BINS
     return {method: reach for method, reach in found.items() if reach > 0}

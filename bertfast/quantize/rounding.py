@@ -27,20 +27,8 @@ def to_steps(weight_NK: Tensor, scale_N: Tensor) -> Tensor:
 
 def covariance(inputs_TK: Tensor) -> Tensor:
     """[K, K] of the inputs, float64, with a little on its diagonal: directions that the text lacks stay as they are."""
-    inputs = inputs_TK.double()
-    found = inputs.T @ inputs
+    found = torch.mm(inputs_TK.double().T, inputs_TK.double())
     return found + _DAMPING * found.diagonal().mean().clamp(min=1e-12) * torch.eye(len(found), dtype=found.dtype)
-
-
-def compensate(weight_NK: Tensor, inputs_TK: Tensor, missing_TN: Tensor, covariance_KK: Tensor) -> Tensor:
-    """Weights that also make up for what is wrong with the inputs: least squares, held near `weight_NK`.
-
-    Args:
-        inputs_TK: as the product gets them: rounded, and with the errors of all products before.
-        missing_TN: the outputs that are wanted, minus those that the inputs give.
-    """
-    change_KN = torch.linalg.solve(covariance_KK, inputs_TK.double().T @ missing_TN.double())
-    return weight_NK + change_KN.T.float()
 
 
 def gptq(weight_NK: Tensor, scale_N: Tensor, covariance_KK: Tensor) -> Tensor:

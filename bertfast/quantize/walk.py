@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bertfast.model.encoder import Visibility
-from bertfast.quantize.fit import Rounding, Samples, fit
+from bertfast.quantize.fit import Rounding, Samples, fit, spread
 from bertfast.quantize.product import Product, QuantizedProduct, products_of_layer
 from bertfast.quantize.simulate import simulated
 from bertfast.text.batch import Batch, pad
@@ -43,24 +43,48 @@ def quantize(
     for number, layer in enumerate(layers):
         pass_through = partial(_through, layer, last=number == len(layers) - 1)
         products = products_of_layer(number)
-        within = len(f"bert.encoder.layer.{number}.")
-        watched = [product.linears[-1][within:] for product in products]
-        norms = [product.norm[within:] for product in products if product.norm]
-        seen, source = pass_through(source, watched + norms)
-        importance = [torch.ones(len(seen[0])), *(1 / summed.std(dim=1) for summed in seen[len(products) :])]
+        right, source = pass_through(source, _PARTS)
         fitted: list[QuantizedProduct] = []
-        for product, name, right_TK, importance_T in zip(products, watched, seen, importance, strict=False):
+        for product, part, wanted in zip(products, _PARTS, right, strict=True):
             notify(product.name, len(done) + len(fitted), len(layers) * len(products))
             with simulated(model, fitted):
-                ((inputs_TK,), _) = pass_through(states, [name])
+                ((seen,), _) = pass_through(states, [part])
             weight, bias = _parameters(model, product)
-            some = _spread(len(inputs_TK), MAX_TOKENS)
-            samples = Samples(inputs_TK[some], functional.linear(right_TK[some], weight, bias), importance_T[some])
-            fitted.append(fit(product, samples, weight, bias, rounding))
+            fitted.append(fit(product, _samples(layer, part, seen, wanted, weight, bias), weight, bias, rounding))
         with simulated(model, fitted):
             _, states = pass_through(states, [])
         done += fitted
     return done
+
+
+# What is called with a product's inputs and, where that is another, with the residual.
+_PARTS = ("attention.self.key", "attention.output", "intermediate", "output")
+
+
+def _samples(
+    layer: nn.Module, part: str, seen: Sequence[Tensor], wanted: Sequence[Tensor], weight: Tensor, bias: Tensor
+) -> Samples:
+    """Samples of a product, judged behind the LayerNorm where its outputs reach one token by token.
+
+    There a token's errors are divided by its own size, and a few tokens of BERT are ten times as large as the others.
+    """
+    attended, end = layer.get_submodule("attention.output.LayerNorm"), layer.get_submodule("output")
+    judges: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "attention.self.key": lambda outputs, _: outputs,
+        "attention.output": lambda outputs, residual: attended(outputs + residual),
+        "intermediate": lambda outputs, residual: end(
+            layer.get_submodule("intermediate.activation")(outputs), residual
+        ),
+        "output": lambda outputs, residual: end.get_submodule("LayerNorm")(outputs + residual),
+    }
+    some = spread(len(seen[0]), MAX_TOKENS)
+    inputs, residual, source, right_residual = (tensors[i][some] for tensors in (seen, wanted) for i in (0, -1))
+    outputs = functional.linear(source, weight, bias)
+    importance = torch.ones(len(some))
+    if part in ("attention.output", "output"):
+        importance = 1 / (outputs + right_residual).std(dim=1)
+    judge = judges[part]
+    return Samples(inputs, outputs, importance, residual, judge(outputs, right_residual), judge)
 
 
 def equal_lengths(sequences: Sequence[Encoded], pad_id: int) -> Iterator[Batch]:
@@ -94,12 +118,12 @@ def _entering(model: nn.Module, batches: Sequence[Batch]) -> list[_Arguments]:
 
 def _through(
     layer: nn.Module, states: Sequence[_Arguments], names: Sequence[str], *, last: bool
-) -> tuple[list[Tensor], list[_Arguments]]:
-    """The inputs [T, K] of the named parts of a layer, and what the next layer is called with."""
-    seen: list[list[Tensor]] = [[] for _ in names]
+) -> tuple[list[tuple[Tensor, ...]], list[_Arguments]]:
+    """What [T, H] the named parts of a layer are called with, and what the next layer is called with."""
+    seen: list[list[tuple[Tensor, ...]]] = [[] for _ in names]
 
-    def note(_: nn.Module, given: tuple[Tensor], *, of: list[Tensor]) -> None:
-        of.append(given[0].flatten(0, -2))
+    def note(_: nn.Module, given: tuple[Tensor, ...], *, of: list[tuple[Tensor, ...]]) -> None:
+        of.append(tuple(tensor.flatten(0, -2) for tensor in given))
 
     hooks = [
         layer.get_submodule(name).register_forward_pre_hook(partial(note, of=of))
@@ -108,7 +132,7 @@ def _through(
     after = [one._replace(hidden=layer(one.hidden, one.visible, one.first_only and last)) for one in states]
     for hook in hooks:
         hook.remove()
-    return [torch.cat(of) for of in seen], after
+    return [tuple(map(torch.cat, zip(*of, strict=True))) for of in seen], after
 
 
 def _parameters(model: nn.Module, product: Product) -> tuple[Tensor, Tensor]:
@@ -116,8 +140,3 @@ def _parameters(model: nn.Module, product: Product) -> tuple[Tensor, Tensor]:
     linears = [model.get_submodule(name) for name in product.linears]
     weight, bias = (torch.cat([getattr(linear, kind).detach() for linear in linears]) for kind in ("weight", "bias"))
     return weight, bias
-
-
-def _spread(count: int, most: int) -> Tensor:
-    """At most `most` places, evenly spread."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
