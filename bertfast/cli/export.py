@@ -94,13 +94,17 @@ def export(
 
 def _show(quantization: Quantization) -> None:
     """Product by product, on standard error."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    restored = sum(row.executed == "restored" for row in quantization.products)
+    caption = (
+        f"{quantization.int8_weights / quantization.weights:.1%} of the weights in INT8, {restored} products restored"
+    )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=caption, caption_justify="left")
     for heading in ("product", "executed", "method", "its error", "model's error without"):
         table.add_column(heading, justify="right" if "error" in heading else "left", overflow="fold")
     for row in quantization.products:
         figures = (f"{100 * value:.2f}%" for value in (row.error, row.error_without))
         table.add_row(row.product.removeprefix("bert.encoder."), row.executed, row.method, *figures)
-    errors.print(table, highlight=False)
+    errors.print(table, highlight=False, width=None if errors.is_terminal else 120)
 
 
 def _in_short(quantization: Quantization | None) -> dict[str, float | None]:
