@@ -15,14 +15,14 @@ from bertfast.text.batch import Batch
 
 
 class TorchBackend(Backend):
-    """A checkpoint in torch, on the GPU where there is one."""
+    """A checkpoint in torch, on the GPU where there is one and no other device is asked for."""
 
     name = "torch"
 
-    def __init__(self, model: ServedModel, threads: int | None) -> None:
+    def __init__(self, model: ServedModel, threads: int | None = None, device: str | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.outputs = model.task.outputs
         checkpoint = model.checkpoint or open_checkpoint(model.path)
         self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from bertfast.cli.options import (
@@ -104,7 +105,8 @@ def _show(quantization: Quantization) -> None:
     for row in quantization.products:
         figures = (f"{100 * value:.2f}%" for value in (row.error, row.error_without))
         table.add_row(row.product.removeprefix("bert.encoder."), row.executed, row.method, *figures)
-    errors.print(table, highlight=False, width=None if errors.is_terminal else 120)
+    console = Console(stderr=True, width=None if errors.is_terminal else 140)
+    console.print(table, highlight=False)
 
 
 def _in_short(quantization: Quantization | None) -> dict[str, float | None]:

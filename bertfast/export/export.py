@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx
 
@@ -89,13 +89,13 @@ def export(
         parents=parents,
         overwrite=overwrite,
     ) as draft:
-        with open_backend(served, "torch") as source:
+        with TorchBackend(served, device="cpu") as source:
             quantized, account = quantize_checkpoint(served, source, int8, notify) if int8 else ((), None)
             onnx.save(_model(served, quantized), draft.path / ONNX_FILE)
             served.context.tokenizer.save(draft.path)
             promised = account.int8_weights if account else 0
             exported = replace(exported, path=draft.path, int8_weights=promised)
-            with simulated(cast(TorchBackend, source).module, quantized):
+            with simulated(source.module, quantized):
                 checks = _check(source, exported, runtimes)
         draft.settings = {
             "max_length": served.context.max_length,

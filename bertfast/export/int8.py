@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from bertfast import artifact
-from bertfast.backends import Backend, ServedModel
+from bertfast.backends import ServedModel
 from bertfast.backends.predictor import answers
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.config import Config
@@ -93,18 +93,18 @@ class Quantization(Config):
 
 
 def quantize_checkpoint(
-    served: ServedModel, source: Backend, plan: Int8Plan, notify: Notify
+    served: ServedModel, source: TorchBackend, plan: Int8Plan, notify: Notify
 ) -> tuple[tuple[QuantizedProduct, ...], Quantization]:
     """The products that are to be INT8, and the account of how they were found.
 
     Args:
-        source: the checkpoint in torch.
+        source: the checkpoint in torch, on the CPU.
         notify: called with (what is being done, steps done, steps in all).
     Raises:
         DataError: too little calibration text, or rows without right answers.
         AccuracyError: the drop cannot be held.
     """
-    model = cast(TorchBackend, source).module
+    model = source.module
     sequences = _sequences(served, plan)
     pad_id = served.context.tokenizer.pad_id
     seen = [sequence for i, sequence in enumerate(sequences) if i % _HELD_BACK]
@@ -135,7 +135,7 @@ def _sequences(served: ServedModel, plan: Int8Plan) -> list[Encoded]:
     return sequences
 
 
-def _drop(served: ServedModel, source: Backend, plan: Int8Plan) -> Callable[[nn.Module], float]:
+def _drop(served: ServedModel, source: TorchBackend, plan: Int8Plan) -> Callable[[nn.Module], float]:
     """Points of the metric that the model, whatever its products are now, loses against the checkpoint."""
     assert plan.dev is not None
     task, context = served.task, served.context

@@ -25,7 +25,7 @@ _WORTH_SMOOTHING = 0.97
 _HELD_BACK = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """What goes into a product, what is to come out, and where that is judged.
 
@@ -60,7 +60,7 @@ def spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Form:
     """How inputs are rounded: divided by `smoothing_K`, then to steps of `scale`."""
 
@@ -129,10 +129,17 @@ def _best_form(samples: Samples, weight_NK: Tensor, bias_N: Tensor) -> _Form:
     """The form of least output error with weights rounded to the nearest; smoothing, which costs a pass over the
     inputs, only where it is worth something."""
     some = samples.part(spread(len(samples.inputs_TK), _SEARCHED_TOKENS))
-    errors = {form: _form_error(form, some, weight_NK, bias_N) for form in _forms(samples, some, weight_NK)}
-    best = min(errors, key=lambda form: errors[form])
-    plain = min((form for form in errors if form.smoothing_K is None), key=lambda form: errors[form])
-    return plain if errors[plain] * _WORTH_SMOOTHING <= errors[best] else best
+    plain: tuple[float, _Form] | None = None
+    best: tuple[float, _Form] | None = None
+    for form in _forms(samples, some, weight_NK):
+        error = _form_error(form, some, weight_NK, bias_N)
+        if best is None or error < best[0]:
+            best = error, form
+        if form.smoothing_K is None and (plain is None or error < plain[0]):
+            plain = error, form
+    assert best is not None
+    assert plain is not None
+    return (plain if plain[0] * _WORTH_SMOOTHING <= best[0] else best)[1]
 
 
 def _forms(samples: Samples, some: Samples, weight_NK: Tensor) -> Iterator[_Form]:

@@ -52,7 +52,7 @@ def products_of(config: ModelConfig) -> tuple[Product, ...]:
     return tuple(product for number in range(config.num_hidden_layers) for product in products_of_layer(number))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedProduct:
     """A product in INT8: inputs with one scale, weights with one scale an output, all symmetric.
 

@@ -21,11 +21,11 @@ class SimulatedLinear(nn.Module):
         steps_KN = torch.from_numpy(quantized.weight_KN[:, place]).float()
         self.weight = (steps_KN * torch.from_numpy(quantized.weight_scale_N[place])).T.contiguous()
         self.bias = torch.from_numpy(quantized.bias_N[place])
-        self.smoothing = None if quantized.smoothing_K is None else torch.from_numpy(quantized.smoothing_K)
+        self.factor = None if quantized.smoothing_K is None else torch.from_numpy(1 / quantized.smoothing_K)
         self.input_scale = quantized.input_scale
 
     def forward(self, inputs: Tensor) -> Tensor:
-        smoothed = inputs if self.smoothing is None else inputs / self.smoothing
+        smoothed = inputs if self.factor is None else inputs * self.factor
         steps = (smoothed / self.input_scale).round().clamp(-INT8_MAX - 1, INT8_MAX)
         return functional.linear(steps * self.input_scale, self.weight, self.bias)
 

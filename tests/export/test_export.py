@@ -104,7 +104,7 @@ def test_bf16_is_executed_by_the_runtime_that_has_it_and_refused_by_the_other(
     served = open_served(tmp_path / "onnx")
     with open_backend(served) as backend:
         assert (backend.name, backend.precision) == ("openvino", Precision.BF16)
-    with pytest.raises(BackendError, match="onnxruntime executes fp32, and .*onnx is in bf16"):
+    with pytest.raises(BackendError, match="onnxruntime executes fp32 or int8, and .*onnx is in bf16"):
         open_backend(served, "onnxruntime")
     monkeypatch.setattr("bertfast.export.export.backends_for", lambda model: [])
     with pytest.raises(BackendError, match="no runtime for bf16 is here: pip install"):
@@ -151,9 +151,9 @@ def test_nothing_is_published_when_a_check_fails(
 ) -> None:
     real = exporting.build_graph
 
-    def wrong(architecture: str, weights: dict[str, np.ndarray], config: object, settings: object) -> onnx.ModelProto:
+    def wrong(architecture: str, weights: dict[str, np.ndarray], *rest: object) -> onnx.ModelProto:
         name = "bert.embeddings.position_embeddings.weight"
-        return real(architecture, dict(weights) | {name: np.roll(weights[name], 1, axis=0)}, config, settings)  # type: ignore[arg-type]
+        return real(architecture, dict(weights) | {name: np.roll(weights[name], 1, axis=0)}, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(exporting, "build_graph", wrong)
     with pytest.raises(CheckError, match="Nothing was published"):
