@@ -23,7 +23,7 @@ from bertfast.text.tables import split_reference
 from bertfast.text.tokenizer import Encoded
 
 LEAST_TOKENS = 2000
-_HELD_BACK = 4
+_HELD_BACK = 8
 
 Notify = Callable[[str, int, int], object]
 
