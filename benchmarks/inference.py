@@ -4,7 +4,8 @@
     python benchmarks/inference.py SUITE... --data DIR --out DIR [--threads 2] [--record]
 
 A suite is benchmarks/suites/inference-SUITE.toml: small, sst2, mnli or bert-base. Its model is made under OUT where it
-is not there: MiniLM fine-tuned as the suite says (begun training goes on), or random weights of a shape; and exported.
+is not there: MiniLM fine-tuned as the suite says (begun training goes on), or random weights of a shape; and exported
+in every precision, INT8 calibrated on rows that it learnt from.
 `bertfast bench` then measures all of them in turn; the report is OUT/SUITE/report. With --record its raw samples are
 kept as benchmarks/results/inference-SUITE_HARDWARE_YYYYMM.json, from which the README's table is made.
 """
@@ -18,6 +19,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from provenance import minilm, provenance
 from pydantic import model_validator
 
 from bertfast import artifact
+from bertfast.backends import backends_for, open_served
 from bertfast.bench.run import BenchPlan, bench
-from bertfast.config import Config, FinetuneConfig
+from bertfast.config import Config, FinetuneConfig, Precision
 from bertfast.export.export import export
+from bertfast.export.int8 import Int8Plan
 from bertfast.model.weights import open_checkpoint, save_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train.finetune import finetune
@@ -100,9 +104,8 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     suite, out, measured = read_suite(name), options.out / name, provenance()
     dev = prepare(suite.dev, options.data, out / "dev")
     model = make_model(suite, options.data, dev, out / "model")
-    export(model, out / "onnx", overwrite=True)
     plan = BenchPlan(
-        artefacts=(model, out / "onnx"),
+        artefacts=(model, *exports(model, out, out / "train.jsonl" if suite.train else dev)),
         data=dev,
         command=measured["command"],
         commit=measured["commit"],
@@ -113,6 +116,19 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     )
     bench(plan, out / "report", overwrite=True, notify=say)
     return out / "report"
+
+
+def exports(model: Path, out: Path, calibration: Path) -> list[Path]:
+    """The model in every precision that some runtime of this machine executes."""
+    made = []
+    for precision in Precision:
+        served = replace(open_served(model), kind="onnx", precision=precision)
+        if not backends_for(served):
+            continue
+        plan = Int8Plan(calibration=calibration) if precision is Precision.INT8 else None
+        export(model, out / precision.value, precision=precision, int8=plan, overwrite=True, notify=say)
+        made.append(out / precision.value)
+    return made
 
 
 def say(what: str, done: int, steps: int) -> None:

@@ -20,6 +20,7 @@ class Precision(enum.StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 class Config(BaseModel):
@@ -112,7 +113,9 @@ class TrainConfig(Config):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-6, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Precision | Literal["auto"] = Field("auto", description="bf16 autocast where the device has it")
+    precision: Literal[Precision.FP32, Precision.BF16, "auto"] = Field(
+        "auto", description="bf16 autocast where the device has it"
+    )
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile where it can pay for itself")
     deterministic: bool | Literal["auto"] = Field(
         "auto", description="the same run gives the same weights, bit for bit; auto: on the CPU, where it is free"

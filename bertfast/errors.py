@@ -6,6 +6,7 @@ BertfastError
 ├── ArtifactError    a directory that is absent, torn, of another kind, or already there
 ├── BackendError     a runtime that is missing, or that executes in another precision than promised
 ├── CheckError       an exported model that does not reproduce its source
+├── AccuracyError    a precision that costs more accuracy than is allowed (exit status 3: do not ship)
 ├── WorkerError      a process that did part of the work and was killed
 └── DivergenceError  training that has left the finite numbers
 """
@@ -40,6 +41,12 @@ class BackendError(BertfastError):
 
 class CheckError(BertfastError):
     """An exported model does not reproduce its source."""
+
+
+class AccuracyError(BertfastError):
+    """A precision costs more accuracy than is allowed."""
+
+    exit_status = 3
 
 
 class WorkerError(BertfastError):

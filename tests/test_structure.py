@@ -13,7 +13,20 @@ import pytest
 import bertfast
 
 PACKAGE = Path(bertfast.__file__).parent
-ORDER = ["errors", "config", "artifact", "workers", "text", "model", "tasks", "backends", "train", "export", "bench"]
+ORDER = [
+    "errors",
+    "config",
+    "artifact",
+    "workers",
+    "text",
+    "model",
+    "tasks",
+    "backends",
+    "quantize",
+    "train",
+    "export",
+    "bench",
+]
 MAY_SEE_EVERYTHING = {"cli", "console", "quickstart", "doctor", "__init__", "__main__"}
 HEAVY = (
     "torch",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ONNX_FILE, ServedModel
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
 _FORMATS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 _PRODUCTS = ("MatMul", "Gemm")
+_INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")  # by scales in float
 
 
 class OnnxRuntimeBackend(Backend):
@@ -39,7 +41,7 @@ class OnnxRuntimeBackend(Backend):
                 raise BackendError(f"onnxruntime cannot load {model.path / ONNX_FILE}: {error}") from None
             self._run_once()
             executed = _executed(Path(self.session.end_profiling()))
-        self.refuse_precision(executed, model.precision)
+        self.refuse_precision(executed, model.precision, model.int8_weights)
         self.precision = model.precision
 
     def _run_once(self) -> None:
@@ -56,10 +58,22 @@ class OnnxRuntimeBackend(Backend):
         return dict(zip(self.outputs, outputs, strict=True))
 
 
-def _executed(profile: Path) -> set[str]:
-    """The formats in which the profiled matrix products ran, by their kernels' two operands."""
+def _executed(profile: Path) -> list[Executed]:
+    """The profiled matrix products.
+
+    Weights that a kernel has packed for itself are missing among its inputs: they are counted from what is multiplied
+    and what comes out.
+    """
     events = json.loads(profile.read_text(encoding="utf-8"))
     kernels = [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
-    products = [kernel for kernel in kernels if any(word in kernel["op_name"] for word in _PRODUCTS)]
-    formats = {next(iter(operand)) for kernel in products for operand in kernel["input_type_shape"][:2]}
-    return {_FORMATS.get(name, name) for name in formats}
+    return [_product(kernel) for kernel in kernels if any(word in kernel["op_name"] for word in _PRODUCTS)]
+
+
+def _product(kernel: dict[str, Any]) -> Executed:
+    inputs, (output, *_) = kernel["input_type_shape"], kernel["output_type_shape"]
+    ((_, shape),) = inputs[0].items()
+    ((_, result),) = output.items()
+    formats = {_FORMATS.get(kind, kind) for operand in inputs[:2] for kind in operand}
+    if kernel["op_name"] in _INTEGER_PRODUCTS:
+        formats = {_FORMATS[kind] for kind in inputs[0]}
+    return Executed(" and ".join(sorted(formats)), shape[-1] * result[-1] if len(shape) <= 3 else 0)

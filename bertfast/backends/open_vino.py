@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import openvino
 
-from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ONNX_FILE, ServedModel
 from bertfast.config import Precision
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
 _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_INFO = ("layerType", "runtimePrecision")
 _PRODUCTS = ("FullyConnected", "MatMul", "ScaledDotProductAttention")
-_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+_AROUND_INT8 = "bf16"
+_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: _AROUND_INT8}
 
 
 class OpenVinoBackend(Backend):
@@ -32,7 +36,7 @@ class OpenVinoBackend(Backend):
             raise BackendError(f"openvino cannot load {model.path / ONNX_FILE}: {error}") from None
         self.request = self.compiled.create_infer_request()
         self.outputs = model.task.outputs
-        self.refuse_precision(_executed(self.compiled), model.precision)
+        self.refuse_precision(_executed(self.compiled), model.precision, model.int8_weights)
         self.precision = model.precision
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -46,12 +50,13 @@ class OpenVinoBackend(Backend):
         return {name: np.array(outputs.get_tensor(name).data, np.float32) for name in self.outputs}
 
 
-def _executed(compiled: openvino.CompiledModel) -> set[str]:
-    """The formats of the matrix products in the graph that the plugin executes."""
-    found = set()
+def _executed(compiled: openvino.CompiledModel) -> list[Executed]:
+    """The matrix products of the graph that the plugin executes; those with weights are called FullyConnected."""
+    found = []
     for node in compiled.get_runtime_model().get_ops():
-        info = node.get_rt_info()
-        if "layerType" in info and any(word in str(info["layerType"].astype(str)) for word in _PRODUCTS):
-            name = str(info["runtimePrecision"].astype(str))
-            found.add(_FORMATS.get(name, name))
+        info = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in _INFO}
+        if any(word in info.get("layerType", "") for word in _PRODUCTS):
+            name = info["runtimePrecision"]
+            weights = math.prod(node.input(1).get_shape()) if info["layerType"] == "FullyConnected" else 0
+            found.append(Executed(_FORMATS.get(name, name), weights))
     return found

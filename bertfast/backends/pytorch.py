@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.text.batch import Batch
 
 
 class TorchBackend(Backend):
-    """A checkpoint in torch, on the GPU where there is one."""
+    """A checkpoint in torch, on the GPU where there is one and no other device is asked for."""
 
     name = "torch"
 
-    def __init__(self, model: ServedModel, threads: int | None) -> None:
+    def __init__(self, model: ServedModel, threads: int | None = None, device: str | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.outputs = model.task.outputs
         checkpoint = model.checkpoint or open_checkpoint(model.path)
         self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)
@@ -47,15 +47,16 @@ class TorchBackend(Backend):
             torch.cuda.synchronize()
 
 
-def _executed(module: torch.nn.Module) -> set[str]:
+def _executed(module: torch.nn.Module) -> list[Executed]:
     """The formats in which the module's Linears multiply, seen by running one sentence through them."""
-    seen: set[str] = set()
+    seen: list[Executed] = []
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-    def note(_: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def note(linear: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         reduced = torch.get_float32_matmul_precision() != "highest"
         formats = {tensor.dtype for tensor in (*inputs, output)}
-        seen.update("reduced fp32" if reduced else names.get(kind, str(kind)) for kind in formats)
+        weights = cast(Tensor, linear.weight).numel()
+        seen.extend(Executed("reduced fp32" if reduced else names.get(kind, str(kind)), weights) for kind in formats)
 
     hooks = [part.register_forward_hook(note) for part in module.modules() if isinstance(part, torch.nn.Linear)]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)

@@ -107,7 +107,7 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
             f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}"
         )
     if model.precision not in precisions(name):
-        able = ", ".join(precision.value for precision in precisions(name))
+        able = " or ".join(precision.value for precision in precisions(name))
         raise BackendError(f"{name} executes {able}, and {model.path} is in {model.precision.value}.")
     if importlib.util.find_spec(runtime.package) is None:
         raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")

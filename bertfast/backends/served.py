@@ -29,6 +29,7 @@ class ServedModel:
         precision: what its matrix products are to execute in.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
+        int8_weights: how many of its weights were promised to be multiplied in INT8.
         checkpoint: what it was read from, where that is a checkpoint.
     """
 
@@ -39,6 +40,7 @@ class ServedModel:
     precision: Precision
     sha256: str
     source_sha256: str
+    int8_weights: int = 0
     checkpoint: Checkpoint | None = None
 
     @property
@@ -99,4 +101,5 @@ def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
         precision=manifest.precision,
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
+        int8_weights=int(manifest.settings.get("int8_weights", 0)),
     )

@@ -20,16 +20,14 @@ from typer.core import TyperGroup
 
 from bertfast.cli.bench import bench
 from bertfast.cli.corpus import corpus_app
+from bertfast.cli.export import export
 from bertfast.cli.options import (
     AsJson,
     LabelColumn,
-    Out,
-    Overwrite,
     PairColumn,
     TaskSettings,
     TextColumn,
     Threads,
-    choice,
     output,
     print_json,
     task_settings,
@@ -97,28 +95,7 @@ def quickstart(
     run(out)
 
 
-@app.command()
-def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint of ours, a BERT of others, or hub:OWNER/NAME@REVISION.")
-    ],
-    out: Out,
-    precision: Annotated[str, typer.Option(help="What the matrix products execute in: fp32 or bf16.")] = "fp32",
-    settings: TaskSettings = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Export to ONNX; nothing is published that does not reproduce its source."""
-    from bertfast.config import Precision
-    from bertfast.export.export import export as export_checkpoint
-    from bertfast.model.snapshot import local_model
-
-    wanted = Precision(choice("--precision", precision, [one.value for one in Precision]))
-    source, own = local_model(checkpoint), task_settings(settings)
-    checks = export_checkpoint(source, out, precision=wanted, settings=own, overwrite=overwrite)
-    worst = {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}
-    print_json({"onnx": str(out), "largest_relative_error": worst})
-
-
+app.command()(export)
 app.command()(bench)
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from bertfast import artifact
-from bertfast.backends import ServedModel, backends_for, open_backend, open_served
+from bertfast.backends import Backend, ServedModel, backends_for, open_backend, open_served
+from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import AS_TRAINED, ONNX_FILE
 from bertfast.config import Precision
-from bertfast.errors import ArtifactError, BackendError
+from bertfast.errors import ArtifactError, BackendError, ConfigError
 from bertfast.export.check import check_export
 from bertfast.export.graph import build_graph
+from bertfast.export.int8 import Int8Plan, Notify, Quantization, quantize_checkpoint
 from bertfast.model.weights import load_weights, open_checkpoint
+from bertfast.quantize.product import QuantizedProduct
+from bertfast.quantize.simulate import simulated
 
 Checks = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export showed.
+
+    Attributes:
+        checks: the errors of each check in each runtime.
+        quantization: how INT8 was made, where it was.
+    """
+
+    checks: Checks
+    quantization: Quantization | None
 
 
 def export(
@@ -27,19 +44,31 @@ def export(
     *,
     precision: Precision = Precision.FP32,
     settings: Mapping[str, Any] = AS_TRAINED,
+    int8: Int8Plan | None = None,
     overwrite: bool = False,
-) -> Checks:
-    """Export a checkpoint as an ONNX artefact; returns the errors of each check in each runtime.
+    notify: Notify = lambda *_: None,
+) -> Exported:
+    """Export a checkpoint as an ONNX artefact.
 
     Args:
-        precision: what the matrix products are to execute in. The graph holds float32 weights; a runtime is told to
-            compute in bf16, and asked what it does.
+        precision: what the matrix products are to execute in. For fp32 and bf16 the graph holds float32 weights; a
+            runtime is told to compute in bf16, and asked what it does. For int8 the graph holds what is in INT8 as
+            such, and runtimes compute the rest in the fastest precision that they have.
+        int8: how INT8 is made; wanted for int8 alone.
+        notify: called with (what is being done, steps done, steps in all).
         settings: the task's settings that are to be others than the checkpoint's.
     Raises:
+        AccuracyError: INT8 loses more of the metric than is allowed; nothing is published.
+        ConfigError: int8 without a plan, or a plan without int8.
         CheckError: a runtime does not reproduce the source; nothing is published.
         BackendError: no runtime for this precision is installed, or none executes it on this machine, so nothing
             could be checked.
     """
+    if (precision is Precision.INT8) != (int8 is not None):
+        raise ConfigError(
+            "INT8 is calibrated on texts like those that will be served: --precision int8 and --calibration FILE "
+            "belong together."
+        )
     served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
         raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
@@ -60,29 +89,35 @@ def export(
         parents=parents,
         overwrite=overwrite,
     ) as draft:
-        onnx.save(_model(served), draft.path / ONNX_FILE)
-        served.context.tokenizer.save(draft.path)
-        checks = _check(served, replace(exported, path=draft.path), runtimes)
+        with TorchBackend(served, device="cpu") as source:
+            quantized, account = quantize_checkpoint(served, source, int8, notify) if int8 else ((), None)
+            onnx.save(_model(served, quantized), draft.path / ONNX_FILE)
+            served.context.tokenizer.save(draft.path)
+            promised = account.int8_weights if account else 0
+            exported = replace(exported, path=draft.path, int8_weights=promised)
+            with simulated(source.module, quantized):
+                checks = _check(source, exported, runtimes)
         draft.settings = {
             "max_length": served.context.max_length,
             "task": served.context.settings.model_dump(),
             "checks": checks,
         }
-    return checks
+        if account:
+            draft.settings |= {"int8_weights": promised, "quantization": account.model_dump(mode="json")}
+    return Exported(checks, account)
 
 
-def _model(served: ServedModel) -> onnx.ModelProto:
+def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.ModelProto:
     checkpoint = served.checkpoint or open_checkpoint(served.path)
     module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
-    return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings)
+    return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings, quantized)
 
 
-def _check(served: ServedModel, exported: ServedModel, runtimes: list[str]) -> Checks:
+def _check(source: Backend, exported: ServedModel, runtimes: list[str]) -> Checks:
     checks: Checks = {}
-    with open_backend(served, "torch") as source:
-        for name in runtimes:
-            with open_backend(exported, name) as backend:
-                checks[name] = check_export(exported, source, backend)
+    for name in runtimes:
+        with open_backend(exported, name) as backend:
+            checks[name] = check_export(exported, source, backend)
     return checks

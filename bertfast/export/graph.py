@@ -10,7 +10,7 @@ Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bertfast.config import Config, ModelConfig
 from bertfast.model.encoder import MASKED_SCORE
 from bertfast.model.heads import SHORTEST
+from bertfast.quantize.product import QuantizedProduct, fold_smoothing
 from bertfast.tasks.embed import EmbedSettings
 
 OPSET = 21
@@ -33,9 +34,14 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass
 class Graph:
-    """Nodes and constants as they are added; every method returns the name of the value it adds."""
+    """Nodes and constants as they are added; every method returns the name of the value it adds.
+
+    Attributes:
+        quantized: the products that are in INT8, by name.
+    """
 
     weights: Weights
+    quantized: Mapping[str, QuantizedProduct] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -59,6 +65,33 @@ class Graph:
         product = self.op("MatMul", [hidden, self.parameter(f"{name}.weight", transposed=True)], f"{name}/MatMul")
         return self.op("Add", [product, self.parameter(f"{name}.bias")], f"{name}/Add")
 
+    def split(self, value: str, names: Sequence[str]) -> list[str]:
+        """Equal parts of the last dimension."""
+        parts = [f"{name}/Split" for name in names]
+        self.nodes.append(helper.make_node("Split", [value], parts, parts[0], axis=-1, num_outputs=len(parts)))
+        return parts
+
+    def product(self, hidden: str, name: str, linears: Sequence[str] = ()) -> str:
+        """A product of the encoder, or that part of it which belongs to some of its Linears; by default a product of
+        one Linear, which has its name."""
+        linears = linears or (name,)
+        found = self.quantized.get(name)
+        if found is None:
+            return self.linear(hidden, name)
+        if found.smoothing_K is not None:
+            smoothing = self.constant(f"{name}.smoothing", 1 / found.smoothing_K)
+            hidden = self.op("Mul", [hidden, smoothing], f"{linears[0]}/smoothed")
+        part = slice(found.places[linears[0]].start, found.places[linears[-1]].stop)
+        scale = self.constant(f"{name}.input_scale", found.input_scale)
+        zero = self.constant("zero_int8", 0, np.int8)
+        steps = self.op("QuantizeLinear", [hidden, scale, zero], f"{linears[0]}/QuantizeLinear")
+        inputs = self.op("DequantizeLinear", [steps, scale, zero], f"{linears[0]}/DequantizeLinear")
+        weight = self.constant(f"{linears[0]}.steps", found.weight_KN[:, part], np.int8)
+        of_weight = [weight, self.constant(f"{linears[0]}.scale", found.weight_scale_N[part])]
+        weight = self.op("DequantizeLinear", of_weight, f"{linears[0]}.steps/DequantizeLinear", axis=1)
+        product = self.op("MatMul", [inputs, weight], f"{linears[0]}/MatMul")
+        return self.op("Add", [product, self.constant(f"{linears[0]}.bias", found.bias_N[part])], f"{linears[0]}/Add")
+
     def layer_norm(self, hidden: str, name: str, epsilon: float) -> str:
         inputs = [hidden, self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
         return self.op("LayerNormalization", inputs, f"{name}/LayerNormalization", axis=-1, epsilon=epsilon)
@@ -69,14 +102,22 @@ class Graph:
         return self.op("Gelu", [hidden], f"{name}/Gelu", approximate="none" if kind == "gelu" else "tanh")
 
 
-def build_graph(architecture: str, weights: Weights, config: ModelConfig, settings: Config) -> onnx.ModelProto:
+def build_graph(
+    architecture: str,
+    weights: Weights,
+    config: ModelConfig,
+    settings: Config,
+    quantized: Sequence[QuantizedProduct] = (),
+) -> onnx.ModelProto:
     """The model of `architecture` with dynamic batch and sequence.
 
     Args:
         weights: float32 parameters by their names in the checkpoint.
         settings: the task's own.
+        quantized: the products that are in INT8: QuantizeLinear and DequantizeLinear around their MatMuls say so.
     """
-    graph = Graph(weights)
+    quantized, weights = fold_smoothing(quantized, weights)
+    graph = Graph(weights, {one.product.name: one for one in quantized})
     head = _HEADS[architecture]
     hidden = _encoder(graph, config, first_only=head.reads_first_only(settings))
     outputs = head.add(graph, hidden, config, settings)
@@ -132,7 +173,7 @@ def _mask(graph: Graph) -> str:
 def _layer(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
     context = _self_attention(graph, hidden, asking, mask, f"{prefix}.attention.self", config)
     attended = _residual(graph, context, asking, f"{prefix}.attention.output", config)
-    wide = graph.linear(attended, f"{prefix}.intermediate.dense")
+    wide = graph.product(attended, f"{prefix}.intermediate.dense")
     wide = graph.activation(wide, f"{prefix}.intermediate", config.hidden_act)
     return _residual(graph, wide, attended, f"{prefix}.output", config)
 
@@ -142,11 +183,12 @@ def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: s
 
     def split(kind: str, states: str, order: list[int]) -> str:
         name = f"{prefix}.{kind}"
-        shaped = graph.op("Reshape", [graph.linear(states, name), heads], f"{name}/Reshape")
+        shaped = graph.op("Reshape", [states, heads], f"{name}/Reshape")
         return graph.op("Transpose", [shaped], f"{name}/Transpose", perm=order)
 
-    query = split("query", asking, [0, 2, 1, 3])
-    key_BADS, value = split("key", hidden, [0, 2, 3, 1]), split("value", hidden, [0, 2, 1, 3])
+    query, key, value = _query_key_value(graph, hidden, asking, prefix)
+    query = split("query", query, [0, 2, 1, 3])
+    key_BADS, value = split("key", key, [0, 2, 3, 1]), split("value", value, [0, 2, 1, 3])
     scale = graph.constant("attention_scale", 1 / math.sqrt(config.head_size))
     query = graph.op("Mul", [query, scale], f"{prefix}/scale")
     scores = graph.op("MatMul", [query, key_BADS], f"{prefix}/scores")
@@ -158,8 +200,20 @@ def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: s
     return graph.op("Reshape", [context, flat], f"{prefix}/Reshape")
 
 
+def _query_key_value(graph: Graph, hidden: str, asking: str, prefix: str) -> list[str]:
+    """Each [B, S, H]. In INT8 what reads the same states is one product, because a runtime that sees three behind one
+    QuantizeLinear computes them in fp32 (see benchmarks/LOG.md)."""
+    product, names = f"{prefix}.query_key_value", [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
+    if product not in graph.quantized:
+        return [graph.linear(states, name) for states, name in zip((asking, hidden, hidden), names, strict=True)]
+    if asking == hidden:
+        return graph.split(graph.product(hidden, product, names), names)
+    key_value = graph.split(graph.product(hidden, product, names[1:]), names[1:])
+    return [graph.product(asking, product, names[:1]), *key_value]
+
+
 def _residual(graph: Graph, hidden: str, residual: str, prefix: str, config: ModelConfig) -> str:
-    summed = graph.op("Add", [graph.linear(hidden, f"{prefix}.dense"), residual], f"{prefix}/Add")
+    summed = graph.op("Add", [graph.product(hidden, f"{prefix}.dense"), residual], f"{prefix}/Add")
     return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
 
 

@@ -177,7 +177,7 @@ def test_the_exported_graph_gives_the_same_vectors(
 ) -> None:
     settings = EmbedSettings(pooling=pooling, normalize=normalize)
     path = write_checkpoint(tmp_path / "ours", "embed", tiny_config, tokenizer, (), settings)
-    checks = export(path, tmp_path / "onnx")
+    checks = export(path, tmp_path / "onnx").checks
     assert checks
     assert all("rows of nothing but padding" in errors for errors in checks.values())
     texts = ["The river.", "", "The old garden near a window. " * 3]

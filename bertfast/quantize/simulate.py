@@ -1,0 +1,44 @@
+"""A model with products in INT8, computed in torch's fp32: the numbers of the exported graph, without its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bertfast.quantize.product import INT8_MAX, QuantizedProduct
+
+
+class SimulatedLinear(nn.Module):
+    """One Linear of a quantised product: rounds its inputs, and multiplies by weights that are whole steps."""
+
+    def __init__(self, quantized: QuantizedProduct, name: str) -> None:
+        super().__init__()
+        place = quantized.places[name]
+        steps_KN = torch.from_numpy(quantized.weight_KN[:, place]).float()
+        self.weight = (steps_KN * torch.from_numpy(quantized.weight_scale_N[place])).T.contiguous()
+        self.bias = torch.from_numpy(quantized.bias_N[place])
+        self.factor = None if quantized.smoothing_K is None else torch.from_numpy(1 / quantized.smoothing_K)
+        self.input_scale = quantized.input_scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        smoothed = inputs if self.factor is None else inputs * self.factor
+        steps = (smoothed / self.input_scale).round().clamp(-INT8_MAX - 1, INT8_MAX)
+        return functional.linear(steps * self.input_scale, self.weight, self.bias)
+
+
+@contextmanager
+def simulated(model: nn.Module, quantized: Iterable[QuantizedProduct]) -> Iterator[nn.Module]:
+    """The model with these products in INT8, inside the block."""
+    there = {name: model.get_submodule(name) for one in quantized for name in one.product.linears}
+    try:
+        for one in quantized:
+            for name in one.product.linears:
+                model.set_submodule(name, SimulatedLinear(one, name))
+        yield model
+    finally:
+        for name, linear in there.items():
+            model.set_submodule(name, linear)

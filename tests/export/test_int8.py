@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from bertfast import artifact
+from bertfast.backends import open_backend, open_served
+from bertfast.backends.predictor import load
+from bertfast.backends.pytorch import TorchBackend
+from bertfast.cli import app
+from bertfast.config import ModelConfig, Precision
+from bertfast.errors import AccuracyError, BackendError, ConfigError, DataError
+from bertfast.export import int8
+from bertfast.export.check import check_export
+from bertfast.export.export import Exported, _model, export
+from bertfast.export.int8 import Int8Plan
+from bertfast.quantize.simulate import simulated
+from bertfast.text.tokenizer import Tokenizer
+from tests.conftest import labelled_rows, write_checkpoint, write_rows
+
+ENCODER = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"text": row["text"]} for row in labelled_rows(160, 4)]
+    return write_rows(tmp_path_factory.mktemp("texts") / "texts.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def made(classifier: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
+    out = tmp_path_factory.mktemp("int8") / "int8"
+    return out, export(classifier, out, precision=Precision.INT8, int8=Int8Plan(calibration=texts))
+
+
+def test_both_runtimes_execute_the_promised_weights_in_int8(made: tuple[Path, Exported]) -> None:
+    out, exported = made
+    served = open_served(out)
+    assert exported.quantization is not None
+    assert served.int8_weights == exported.quantization.int8_weights >= 0.9 * ENCODER
+    assert exported.quantization.weights == ENCODER
+    for name in ("onnxruntime", "openvino"):
+        with open_backend(served, name) as backend:
+            assert backend.precision is Precision.INT8
+        with pytest.raises(BackendError, match=f"executes .* weights in int8, and {10 * ENCODER:,} were promised"):
+            open_backend(replace(served, int8_weights=10 * ENCODER), name)
+
+
+def test_the_runtimes_give_the_numbers_of_the_simulation(made: tuple[Path, Exported]) -> None:
+    assert {name: max(errors.values()) < 0.02 for name, errors in made[1].checks.items()} == {
+        "onnxruntime": True,
+        "openvino": True,
+    }
+
+
+def test_the_graph_obeys_the_rules_of_tensorrt(made: tuple[Path, Exported]) -> None:
+    """Symmetric, per tensor for activations, per output for weights, and nothing between dequantising and product."""
+    graph = onnx.load(made[0] / "model.onnx").graph
+    constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    products = [
+        node
+        for node in graph.node
+        if node.op_type == "MatMul" and makers.get(node.input[0], node).op_type == "DequantizeLinear"
+    ]
+    assert made[1].quantization is not None
+    kept = [row.product for row in made[1].quantization.products if row.executed == "int8"]
+    # the last layer's query is of the first tokens alone, so it is a product for itself
+    assert len(products) == len(kept) + ("bert.encoder.layer.1.attention.self.query_key_value" in kept)
+    for node in products:
+        inputs, weights = (makers[name] for name in node.input)
+        assert weights.op_type == "DequantizeLinear"
+        steps, scale = (constants[name] for name in weights.input)
+        assert (steps.dtype, scale.shape) == (np.int8, (steps.shape[1],))
+        assert [attribute.i for attribute in weights.attribute] == [1]
+        assert steps.min() >= -127
+        assert makers[inputs.input[0]].op_type == "QuantizeLinear"
+        for pair in (inputs, makers[inputs.input[0]]):
+            assert constants[pair.input[1]].shape == ()
+            assert constants[pair.input[1]] > 0
+            assert constants[pair.input[2]] == 0
+            assert constants[pair.input[2]].dtype == np.int8
+
+
+def test_the_manifest_says_how_int8_was_made(made: tuple[Path, Exported], texts: Path) -> None:
+    manifest = artifact.open_manifest(made[0], "onnx")
+    account = manifest.settings["quantization"]
+    assert manifest.precision is Precision.INT8
+    assert account["calibration_sha256"] == artifact.sha256_of(texts)
+    assert (account["plan"]["rounding"], account["drop"], account["dev_sha256"]) == ("gptq", None, None)
+    assert len(account["products"]) == 8
+    assert all(0 < row["error"] < 0.2 for row in account["products"])
+
+
+def test_the_answers_are_nearly_those_of_the_checkpoint(made: tuple[Path, Exported], classifier: Path) -> None:
+    texts = [row["text"] for row in labelled_rows(60, 9)]
+    with load(classifier) as source, load(made[0], "onnxruntime") as quantized:
+        wanted, found = source.predict(texts), quantized.predict(texts)
+    drift = max(abs(a["score"] - b["score"]) for a, b in zip(wanted, found, strict=True))
+    assert 0 < drift < 0.05
+
+
+def test_a_search_on_rows_holds_the_drop_and_says_what_it_was(classifier: Path, texts: Path, tmp_path: Path) -> None:
+    dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
+    plan = Int8Plan(calibration=texts, dev=dev, max_drop=100, rounding="nearest")
+    account = export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan).quantization
+    assert account is not None
+    assert account.drop is not None
+    assert account.dev_sha256 == artifact.sha256_of(dev)
+    assert {row.executed for row in account.products} == {"int8"}
+
+
+def test_what_loses_too_much_is_not_published(
+    classifier: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
+    monkeypatch.setattr(int8, "_drop", lambda *_: lambda model: 5.0)
+    plan = Int8Plan(calibration=texts, dev=dev, max_drop=1, rounding="nearest")
+    with pytest.raises(AccuracyError, match=r"INT8 loses 5\.00 points at the least"):
+        export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan)
+    assert not (tmp_path / "int8").exists()
+
+
+def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path: Path) -> None:
+    """Also where the products around them are in INT8, and where what they read was to be divided by others."""
+    served = open_served(classifier)
+    with TorchBackend(served) as source:
+        quantized, _ = int8.quantize_checkpoint(served, source, Int8Plan(calibration=texts), lambda *_: None)
+    for kept in (quantized[1:], quantized[::2], quantized[1::2]):
+        onnx.save(_model(served, kept), tmp_path / "model.onnx")
+        weights = sum(one.weights for one in kept)
+        exported = replace(
+            served, kind="onnx", path=tmp_path, precision=Precision.INT8, int8_weights=weights, checkpoint=None
+        )
+        with (
+            TorchBackend(served) as source,
+            open_backend(exported, "onnxruntime") as backend,
+            simulated(source.module, kept),
+        ):
+            assert max(check_export(exported, source, backend).values()) < 0.02
+
+
+@pytest.mark.parametrize("task", ["tag", "embed", "pretrain"])
+def test_other_tasks_are_quantised_too(
+    task: str, tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    labels = ("O", "B-a", "I-a") if task == "tag" else ()
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", task, tiny_config, tokenizer, labels)
+    words = [row["text"].split() for row in labelled_rows(160, 4)]
+    if task == "tag":
+        calibration = tmp_path / "words.conll"
+        calibration.write_text("\n\n".join("\n".join(f"{word} O" for word in line) for line in words) + "\n")
+    else:
+        calibration = write_rows(tmp_path / "texts.jsonl", [{"text": " ".join(line)} for line in words])
+    plan = Int8Plan(calibration=calibration, rounding="nearest")
+    exported = export(checkpoint, tmp_path / "int8", precision=Precision.INT8, int8=plan)
+    assert set(exported.checks) == {"onnxruntime", "openvino"}
+
+
+def test_too_little_text_is_refused_with_what_is_wanted(classifier: Path, tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.jsonl", [{"text": "a river"}] * 3)
+    with pytest.raises(DataError, match=r"few\.jsonl has \d+ tokens in 3 sequences, and calibration wants 2,000"):
+        export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=Int8Plan(calibration=few))
+
+
+def test_int8_and_calibration_belong_together(classifier: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--precision int8 and --calibration FILE"):
+        export(classifier, tmp_path / "int8", precision=Precision.INT8)
+    with pytest.raises(ConfigError, match="--precision int8 and --calibration FILE"):
+        export(classifier, tmp_path / "fp32", int8=Int8Plan(calibration=texts))
+    with pytest.raises(ConfigError, match="--dev and --max-drop belong together"):
+        Int8Plan(calibration=texts, max_drop=0.3)
+
+
+def test_the_command_line_prints_the_share_and_ends_with_3_where_the_drop_is_not_held(
+    classifier: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["export", str(classifier), "--precision", "int8", "--calibration", str(texts), "--rounding", "nearest"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "int8")])
+    assert result.exit_code == 0, result.output
+    assert 0.9 <= json.loads(result.stdout)["int8_share_of_weights"] <= 1
+    assert "layer.0.attention.self.query_key_value" in result.stderr
+    dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
+    monkeypatch.setattr(int8, "_drop", lambda *_: lambda model: 5.0)
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), "--dev", str(dev), "--max-drop", "1"])
+    assert result.exit_code == 3
+    assert not (tmp_path / "no").exists()
