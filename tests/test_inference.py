@@ -54,7 +54,7 @@ def test_a_suite_has_one_model(settings: dict[str, Any]) -> None:
 
 @pytest.fixture
 def small_world(tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> list[BenchPlan]:
-    """A tiny checkpoint for MiniLM, data of two rows, and the plans that the benchmark was given."""
+    """A tiny checkpoint for MiniLM, data of two rows again and again, and the plans that the benchmark was given."""
     plans: list[BenchPlan] = []
 
     def bench(plan: BenchPlan, out: Path, **_: Any) -> None:
@@ -67,7 +67,8 @@ def small_world(tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(inference, "bench", bench)
     monkeypatch.setattr(inference, "provenance", lambda: {"command": "python a.py", "commit": "abc"})
     for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text(f"sentence\tlabel\nThe old {name}\t1\nThe river\t0\n", encoding="utf-8")
+        rows = f"The old {name}\t1\nThe river\t0\n" * 200
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + rows, encoding="utf-8")
     return plans
 
 
@@ -83,15 +84,18 @@ def test_random_weights_are_measured_without_labels(
     report = inference.measure("tiny", options(tmp_path))
     (plan,) = small_world
     rows = [json.loads(line) for line in plan.data.read_text(encoding="utf-8").splitlines()]
-    assert rows == [{"text": "The old dev"}, {"text": "The river"}]
-    assert (plan.repeats, plan.threads, plan.command) == (2, 1, "python a.py  # abc")
+    assert rows == [{"text": "The old dev"}, {"text": "The river"}] * 200
+    assert (plan.repeats, plan.threads, plan.command, plan.commit) == (2, 1, "python a.py", "abc")
     assert plan.peers == [str(inference.HERE / "peers" / "optimum:int8")]
     assert open_checkpoint(plan.artefacts[0]).config.num_hidden_layers == 1
     answers = []
     for artefact in plan.artefacts:
         with bertfast.load(artefact) as model:
             answers.append([answer["scores"]["1"] for answer in model.predict(["The old dev"])])
+    assert [artefact.name for artefact in plan.artefacts][:2] == ["model", "fp32"]
+    assert {"int8"} <= {artefact.name for artefact in plan.artefacts[2:]} <= {"bf16", "int8"}
     assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+    assert all(answer == pytest.approx(answers[0], abs=0.05) for answer in answers[2:])
     assert report == tmp_path / "out" / "tiny" / "report"
 
 

@@ -90,6 +90,7 @@ def export(
         overwrite=overwrite,
     ) as draft:
         with TorchBackend(served, device="cpu") as source:
+            _refuse_what_is_not_finite(served, source)
             quantized, account = quantize_checkpoint(served, source, int8, notify) if int8 else ((), None)
             onnx.save(_model(served, quantized), draft.path / ONNX_FILE)
             served.context.tokenizer.save(draft.path)
@@ -105,6 +106,16 @@ def export(
         if account:
             draft.settings |= {"int8_weights": promised, "quantization": account.model_dump(mode="json")}
     return Exported(checks, account)
+
+
+def _refuse_what_is_not_finite(served: ServedModel, source: TorchBackend) -> None:
+    for name, weights in source.module.state_dict().items():
+        broken = int((~weights.isfinite()).sum())
+        if broken:
+            raise ArtifactError(
+                f"{served.path}: {broken:,} of the {weights.numel():,} numbers of {name} are NaN or infinite. Train "
+                "again with a lower learning rate, or give an earlier checkpoint."
+            )
 
 
 def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ from bertfast.text.tables import split_reference
 from bertfast.text.tokenizer import Encoded
 
 LEAST_TOKENS = 2000
+LEAST_SEQUENCES = 32
 _HELD_BACK = 8
 
 Notify = Callable[[str, int, int], object]
@@ -127,10 +128,10 @@ def _sequences(served: ServedModel, plan: Int8Plan) -> list[Encoded]:
     requests = [example.request for example in examples[::step][: plan.calibration_rows]]
     sequences = [sequence for windows in task.encode(requests, context) for sequence in windows]
     tokens = sum(map(len, sequences))
-    if tokens < LEAST_TOKENS:
+    if tokens < LEAST_TOKENS or len(sequences) < LEAST_SEQUENCES:
         raise DataError(
             f"{plan.calibration} has {tokens:,} tokens in {len(sequences):,} sequences, and calibration wants "
-            f"{LEAST_TOKENS:,}. Give more text like that which will be served."
+            f"{LEAST_TOKENS:,} in {LEAST_SEQUENCES}. Give more text like that which will be served."
         )
     return sequences
 

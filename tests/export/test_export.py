@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from bertfast import artifact
 from bertfast.backends import open_backend, open_served
@@ -159,6 +161,16 @@ def test_nothing_is_published_when_a_check_fails(
     with pytest.raises(CheckError, match="Nothing was published"):
         export(classifier, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_are_named(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "broken")
+    (tmp_path / "broken" / "manifest.json").unlink()
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["bert.pooler.dense.bias"][:3] = np.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"3 of the 32 numbers of bert\.pooler\.dense\.bias are NaN"):
+        export(tmp_path / "broken", tmp_path / "onnx")
 
 
 def test_what_is_exported_is_not_exported_again(exported: Path, tmp_path: Path) -> None:

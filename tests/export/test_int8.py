@@ -54,10 +54,9 @@ def test_both_runtimes_execute_the_promised_weights_in_int8(made: tuple[Path, Ex
 
 
 def test_the_runtimes_give_the_numbers_of_the_simulation(made: tuple[Path, Exported]) -> None:
-    assert {name: max(errors.values()) < 0.02 for name, errors in made[1].checks.items()} == {
-        "onnxruntime": True,
-        "openvino": True,
-    }
+    worst = {name: max(errors.values()) for name, errors in made[1].checks.items()}
+    assert worst["onnxruntime"] < 0.02
+    assert worst["openvino"] < 0.06  # around INT8 it computes in bf16, where the CPU has that
 
 
 def test_the_graph_obeys_the_rules_of_tensorrt(made: tuple[Path, Exported]) -> None:
@@ -164,9 +163,10 @@ def test_other_tasks_are_quantised_too(
     assert set(exported.checks) == {"onnxruntime", "openvino"}
 
 
-def test_too_little_text_is_refused_with_what_is_wanted(classifier: Path, tmp_path: Path) -> None:
-    few = write_rows(tmp_path / "few.jsonl", [{"text": "a river"}] * 3)
-    with pytest.raises(DataError, match=r"few\.jsonl has \d+ tokens in 3 sequences, and calibration wants 2,000"):
+@pytest.mark.parametrize("texts", [["a river"] * 300, ["The river waits near the bridge. " * 30] * 31])
+def test_too_little_text_is_refused_with_what_is_wanted(texts: list[str], classifier: Path, tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.jsonl", [{"text": text} for text in texts])
+    with pytest.raises(DataError, match=r"few\.jsonl has [\d,]+ tokens in \d+ sequences, and .* wants 2,000 in 32"):
         export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=Int8Plan(calibration=few))
 
 
