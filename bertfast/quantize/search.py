@@ -14,7 +14,7 @@ from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.simulate import simulated
 from bertfast.text.batch import Batch
 
-WORTH_RESTORING = 0.05
+WORTH_RESTORING = 0.03
 LEAST_INT8_SHARE = 0.9
 
 Notify = Callable[[str, int, int], object]
