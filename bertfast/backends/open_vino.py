@@ -16,8 +16,7 @@ from bertfast.text.batch import Batch
 _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _INFO = ("layerType", "runtimePrecision")
 _PRODUCTS = ("FullyConnected", "MatMul", "ScaledDotProductAttention")
-_AROUND_INT8 = "bf16"
-_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: _AROUND_INT8}
+_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
 class OpenVinoBackend(Backend):
@@ -27,7 +26,10 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, model: ServedModel, threads: int | None) -> None:
         core = openvino.Core()
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[model.precision]}
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS.get(model.precision) or _around(core),
+        }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
@@ -48,6 +50,11 @@ class OpenVinoBackend(Backend):
 
     def download(self, outputs: openvino.InferRequest) -> Arrays:
         return {name: np.array(outputs.get_tensor(name).data, np.float32) for name in self.outputs}
+
+
+def _around(core: openvino.Core) -> str:
+    """What is computed in around INT8: bf16 where the CPU multiplies in it."""
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def _executed(compiled: openvino.CompiledModel) -> list[Executed]:

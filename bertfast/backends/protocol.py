@@ -100,7 +100,8 @@ class Backend(ABC):
             if counted < int8_weights:
                 raise BackendError(
                     f"{self.name} executes {counted:,} weights in int8, and {int8_weights:,} were promised. The rest "
-                    "would cost accuracy without its speed, so it is not used."
+                    "would cost accuracy without its speed, so it is not used. Use another --backend, or export in "
+                    "bf16 or fp32."
                 )
             return
         formats = {product.format for product in products}

@@ -83,6 +83,15 @@ def _open_checkpoint(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     )
 
 
+def _promised(path: Path, manifest: artifact.Manifest) -> int:
+    """How many weights an INT8 artefact says are multiplied in INT8."""
+    if manifest.precision is not Precision.INT8:
+        return 0
+    if "int8_weights" not in manifest.settings:
+        raise ArtifactError(f"{path}: the manifest says int8, and not of how many weights. Export it again.")
+    return int(manifest.settings["int8_weights"])
+
+
 def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     manifest = artifact.open_manifest(path, "onnx")
     if manifest.task is None or manifest.precision is None:
@@ -101,5 +110,5 @@ def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
         precision=manifest.precision,
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
-        int8_weights=int(manifest.settings.get("int8_weights", 0)),
+        int8_weights=_promised(path, manifest),
     )

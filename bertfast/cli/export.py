@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -27,18 +27,19 @@ from bertfast.errors import ConfigError
 if TYPE_CHECKING:
     from bertfast.export.int8 import Quantization
 
-ROUNDINGS = ("gptq", "nearest")
-
 Calibration = Annotated[
     Path | None, typer.Option(help="INT8: texts like those that will be served; labels are not needed.")
 ]
-CalibrationRows = Annotated[int, typer.Option(min=1, help="INT8: how many of them are used, evenly spread.")]
+CalibrationRows = Annotated[
+    int | None, typer.Option(min=1, help="INT8: how many of them are used, evenly spread; 512 if not given.")
+]
 Dev = Annotated[Path | None, typer.Option(help="INT8: rows with labels to search on, not those you report.")]
 MaxDrop = Annotated[
     float | None, typer.Option(min=0, metavar="POINTS", help="INT8: most points of the metric to lose on --dev.")
 ]
 RoundingOption = Annotated[
-    str, typer.Option("--rounding", help="INT8: gptq sets the errors of weights against each other, nearest does not.")
+    str | None,
+    typer.Option("--rounding", help="INT8: gptq (default) sets the errors of weights against each other; or nearest."),
 ]
 
 
@@ -49,10 +50,10 @@ def export(
     out: Out,
     precision: Annotated[str, typer.Option(help="What the matrix products execute in: fp32, bf16 or int8.")] = "fp32",
     calibration: Calibration = None,
-    calibration_rows: CalibrationRows = 512,
+    calibration_rows: CalibrationRows = None,
     dev: Dev = None,
     max_drop: MaxDrop = None,
-    rounding: RoundingOption = "gptq",
+    rounding: RoundingOption = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -67,20 +68,23 @@ def export(
     from bertfast.export.export import export as export_checkpoint
     from bertfast.export.int8 import Int8Plan
     from bertfast.model.snapshot import local_model
+    from bertfast.quantize.fit import Rounding
     from bertfast.text.hub import local_data
     from bertfast.text.labelled import Columns
 
     wanted = Precision(choice("--precision", precision, [one.value for one in Precision]))
-    if dev and not calibration:
-        raise ConfigError("--dev is what an INT8 search is judged by. Give --precision int8 and --calibration too.")
-    given = {
+    if not calibration and (dev or max_drop is not None or rounding or calibration_rows):
+        raise ConfigError(
+            "--dev, --max-drop, --rounding and --calibration-rows are of INT8. Give --precision int8 and --calibration."
+        )
+    given: dict[str, Any] = {
         "calibration": calibration and local_data(calibration),
-        "calibration_rows": calibration_rows,
         "dev": dev and local_data(dev),
         "max_drop": max_drop,
-        "rounding": choice("--rounding", rounding, ROUNDINGS),
         "columns": Columns(text=text_column, pair=pair_column, label=label_column),
     }
+    given |= {"calibration_rows": calibration_rows} if calibration_rows else {}
+    given |= {"rounding": choice("--rounding", rounding, get_args(Rounding))} if rounding else {}
     plan = Int8Plan.parse(given, "--precision int8") if calibration else None
     source, own = local_model(checkpoint), task_settings(settings)
     with notifying() as notify:
@@ -96,9 +100,7 @@ def export(
 def _show(quantization: Quantization) -> None:
     """Product by product, on standard error."""
     restored = sum(row.executed == "restored" for row in quantization.products)
-    caption = (
-        f"{quantization.int8_weights / quantization.weights:.1%} of the weights in INT8, {restored} products restored"
-    )
+    caption = f"{quantization.int8_share:.1%} of the weights in INT8, {restored} products restored"
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=caption, caption_justify="left")
     for heading in ("product", "executed", "method", "its error", "model's error without"):
         table.add_column(heading, justify="right" if "error" in heading else "left", overflow="fold")
@@ -109,11 +111,11 @@ def _show(quantization: Quantization) -> None:
     console.print(table, highlight=False)
 
 
-def _in_short(quantization: Quantization | None) -> dict[str, float | None]:
+def _in_short(quantization: Quantization | None) -> dict[str, Any]:
     if quantization is None:
         return {}
     return {
-        "int8_share_of_weights": quantization.int8_weights / quantization.weights,
+        "int8_share_of_weights": quantization.int8_share,
         "error_on_held_back_text": quantization.error,
-        "drop_on_dev": quantization.drop,
+        "drop_on_dev": {name: loss.drop for name, loss in quantization.losses.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import onnx
 
 from bertfast import artifact
-from bertfast.backends import Backend, ServedModel, backends_for, open_backend, open_served
+from bertfast.backends import ServedModel, backends_for, open_backend, open_served
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import AS_TRAINED, ONNX_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError, ConfigError
 from bertfast.export.check import check_export
 from bertfast.export.graph import build_graph
-from bertfast.export.int8 import Int8Plan, Notify, Quantization, quantize_checkpoint
+from bertfast.export.int8 import DevRows, Int8Plan, Loss, Quantization, hold_in_runtimes, quantize_checkpoint
+from bertfast.export.rules import check_rules
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.quantize.product import QuantizedProduct
+from bertfast.quantize.search import Notify
 from bertfast.quantize.simulate import simulated
 
 Checks = dict[str, dict[str, float]]
@@ -91,13 +94,19 @@ def export(
     ) as draft:
         with TorchBackend(served, device="cpu") as source:
             _refuse_what_is_not_finite(served, source)
-            quantized, account = quantize_checkpoint(served, source, int8, notify) if int8 else ((), None)
-            onnx.save(_model(served, quantized), draft.path / ONNX_FILE)
+            dev = DevRows(served, source, int8.dev, int8.columns) if int8 and int8.dev else None
+            quantized, account = quantize_checkpoint(served, source, int8, dev, notify) if int8 else ((), None)
+            graph = _model(served, quantized)
+            check_rules(graph)
+            onnx.save(graph, draft.path / ONNX_FILE)
             served.context.tokenizer.save(draft.path)
             promised = account.int8_weights if account else 0
             exported = replace(exported, path=draft.path, int8_weights=promised)
             with simulated(source.module, quantized):
-                checks = _check(source, exported, runtimes)
+                checks, losses = _check(source, exported, runtimes, dev)
+            if account and int8 and int8.max_drop is not None:
+                hold_in_runtimes(losses, int8.max_drop)
+                account = account.model_copy(update={"losses": losses})
         draft.settings = {
             "max_length": served.context.max_length,
             "task": served.context.settings.model_dump(),
@@ -126,9 +135,24 @@ def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.M
     return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings, quantized)
 
 
-def _check(source: Backend, exported: ServedModel, runtimes: list[str]) -> Checks:
+def _check(
+    source: TorchBackend, exported: ServedModel, runtimes: list[str], dev: DevRows | None
+) -> tuple[Checks, dict[str, Loss]]:
+    """The errors in each runtime that executes what was promised, and what it loses on the rows of the search."""
     checks: Checks = {}
+    losses: dict[str, Loss] = {}
+    refusals: list[BackendError] = []
     for name in runtimes:
-        with open_backend(exported, name) as backend:
+        try:
+            backend = open_backend(exported, name)
+        except BackendError as refusal:
+            refusals.append(refusal)
+            warnings.warn(f"{refusal} The export is not checked in it.", stacklevel=2)
+            continue
+        with backend:
             checks[name] = check_export(exported, source, backend)
-    return checks
+            if dev:
+                losses[name] = dev.compare(backend.run)
+    if not checks:
+        raise refusals[0]
+    return checks, losses

@@ -55,9 +55,14 @@ class Samples:
         return float(wrong.norm() / self.judged_TH.norm().clamp(min=1e-12))
 
 
-def spread(count: int, most: int) -> Tensor:
-    """At most `most` of `count` places, evenly from the first to the last."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
+def shuffled(count: int) -> Tensor:
+    """All places in an order that is always the same, and knows nothing of where in its sequence a token stands."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def round_inputs(inputs: Tensor, scale: float) -> Tensor:
+    """To whole steps of the scale, -128 to 127 of them."""
+    return (inputs / scale).round().clamp(-INT8_MAX - 1, INT8_MAX) * scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +74,8 @@ class _Form:
     scale: float
 
     def inputs(self, inputs_TK: Tensor) -> Tensor:
-        smoothed = inputs_TK if self.smoothing_K is None else inputs_TK / self.smoothing_K
-        return (smoothed / self.scale).round().clamp(-INT8_MAX - 1, INT8_MAX) * self.scale
+        smoothed = inputs_TK if self.smoothing_K is None else inputs_TK * (1 / self.smoothing_K)
+        return round_inputs(smoothed, self.scale)
 
     def weight(self, weight_NK: Tensor) -> Tensor:
         return weight_NK if self.smoothing_K is None else weight_NK * self.smoothing_K
@@ -82,8 +87,9 @@ def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, r
     A quarter of the samples is held back for the error, and to see whether the bias should make up for the mean error:
     a few large tokens that are cut can falsify that mean for all others.
     """
-    held_back = torch.arange(len(samples.inputs_TK)) % _HELD_BACK == 0
-    seen, unseen = samples.part(~held_back), samples.part(held_back)
+    order = shuffled(len(samples.inputs_TK))
+    border = -(-len(order) // _HELD_BACK)
+    seen, unseen = samples.part(order[border:]), samples.part(order[:border])
     form = _best_form(seen, weight_NK, bias_N)
     weight = _round(form, seen, weight_NK, rounding)
     as_it_was = unseen.error(_outputs(form, unseen, weight, bias_N))
@@ -128,7 +134,7 @@ def _missing(form: _Form, samples: Samples, weight: _Weight, bias_N: Tensor) -> 
 def _best_form(samples: Samples, weight_NK: Tensor, bias_N: Tensor) -> _Form:
     """The form of least output error with weights rounded to the nearest; smoothing, which costs a pass over the
     inputs, only where it is worth something."""
-    some = samples.part(spread(len(samples.inputs_TK), _SEARCHED_TOKENS))
+    some = samples.part(torch.arange(len(samples.inputs_TK))[:_SEARCHED_TOKENS])
     plain: tuple[float, _Form] | None = None
     best: tuple[float, _Form] | None = None
     for form in _forms(samples, some, weight_NK):

@@ -63,7 +63,8 @@ class QuantizedProduct:
         input_scale: what one step of the int8 input is worth.
         smoothing_K: float32, what inputs are divided by before they are rounded; None for nothing (Xiao et al. 2023).
         method: how the ranges were found, in words.
-        error: of the outputs on calibration text that was held back: the norm of the difference by that of the outputs.
+        error: relative, on tokens that were held back, of weights fitted to the others: of the outputs of query, key
+            and value, and for the other products of what stands behind the LayerNorm that they reach next.
     """
 
     product: Product

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.simulate import simulated
 from bertfast.text.batch import Batch
 
-WORTH_RESTORING = 0.05
+WORTH_RESTORING = 0.03
 LEAST_INT8_SHARE = 0.9
 
 Notify = Callable[[str, int, int], object]
@@ -50,42 +50,41 @@ class Chosen:
 
 
 @torch.inference_mode()
-def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[np.ndarray]:
+def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
     """All outputs of a model, batch by batch; batches hold no padding."""
-    found = []
     for batch in batches:
         outputs = model(**{name: torch.from_numpy(array) for name, array in batch.arrays.items()})
-        found += [values.numpy().ravel() for values in outputs.values()]
-    return found
+        yield np.concatenate([values.numpy().ravel() for values in outputs.values()])
 
 
 class Trial:
-    """Measures models some of whose products are in INT8, each once.
+    """Measures models some of whose products are in INT8.
 
     Args:
         model: the source, in float32.
         batches: text that the products were not fitted to.
-        drop: the points of the metric that a model loses against the source; None where no rows were given.
+        drop: the points of the metric that the model loses against the source as it is when this is called; None
+            where no rows were given.
     """
 
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], drop: Callable[[nn.Module], float] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], drop: Callable[[], float] | None = None) -> None:
         self.model = model
         self.batches = batches
         self._drop = drop
-        self.wanted = np.concatenate(outputs_of(model, batches))
+        self.wanted = list(outputs_of(model, batches))
 
     def error(self, quantized: Sequence[QuantizedProduct]) -> float:
         """The norm of what is wrong with the outputs, by that of the outputs."""
         with simulated(self.model, quantized):
-            found = np.concatenate(outputs_of(self.model, self.batches))
-        return float(np.linalg.norm(found - self.wanted) / np.linalg.norm(self.wanted))
+            pairs = zip(outputs_of(self.model, self.batches), self.wanted, strict=True)
+            wrong = sum(float(np.square(found - wanted).sum()) for found, wanted in pairs)
+        whole = sum(float(np.square(wanted).sum()) for wanted in self.wanted)
+        return float(np.sqrt(wrong / max(whole, 1e-24)))
 
     def drop(self, quantized: Sequence[QuantizedProduct]) -> float:
         assert self._drop is not None
         with simulated(self.model, quantized):
-            return self._drop(self.model)
+            return self._drop()
 
 
 def sensitivities(trial: Trial, quantized: Sequence[QuantizedProduct], notify: Notify) -> list[Sensitivity]:
@@ -117,7 +116,7 @@ def hold_error(trial: Trial, quantized: Sequence[QuantizedProduct], ranked: Sequ
 def hold_drop(
     trial: Trial, quantized: Sequence[QuantizedProduct], ranked: Sequence[Sensitivity], max_drop: float, notify: Notify
 ) -> Chosen:
-    """The fewest products restored, in the order of their sensitivity, for which the drop holds.
+    """Products restored in the order of their sensitivity until the drop holds.
 
     Raises:
         AccuracyError: it holds for no number of them.

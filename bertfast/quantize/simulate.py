@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bertfast.quantize.product import INT8_MAX, QuantizedProduct
+from bertfast.quantize.fit import round_inputs
+from bertfast.quantize.product import QuantizedProduct
 
 
 class SimulatedLinear(nn.Module):
@@ -26,12 +27,11 @@ class SimulatedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         smoothed = inputs if self.factor is None else inputs * self.factor
-        steps = (smoothed / self.input_scale).round().clamp(-INT8_MAX - 1, INT8_MAX)
-        return functional.linear(steps * self.input_scale, self.weight, self.bias)
+        return functional.linear(round_inputs(smoothed, self.input_scale), self.weight, self.bias)
 
 
 @contextmanager
-def simulated(model: nn.Module, quantized: Iterable[QuantizedProduct]) -> Iterator[nn.Module]:
+def simulated(model: nn.Module, quantized: Sequence[QuantizedProduct]) -> Iterator[nn.Module]:
     """The model with these products in INT8, inside the block."""
     there = {name: model.get_submodule(name) for one in quantized for name in one.product.linears}
     try:

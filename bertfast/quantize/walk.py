@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bertfast.model.encoder import Visibility
-from bertfast.quantize.fit import Rounding, Samples, fit, spread
+from bertfast.quantize.fit import Rounding, Samples, fit, shuffled
 from bertfast.quantize.product import Product, QuantizedProduct, products_of_layer
 from bertfast.quantize.simulate import simulated
 from bertfast.text.batch import Batch, pad
@@ -24,6 +24,7 @@ from bertfast.text.tokenizer import Encoded
 
 MAX_TOKENS = 8192
 _BATCH_TOKENS = 2048
+_LEAST_VARIANCE = 1e-12
 
 
 @torch.inference_mode()
@@ -33,7 +34,7 @@ def quantize(
     """Every product of the encoder in INT8.
 
     Args:
-        model: in float32, with the encoder at `bert.encoder`; as it was when this returns.
+        model: in float32 on the CPU, with the encoder at `bert.encoder`; as it was when this returns.
         batches: calibration text, without padding.
         notify: called with (product, products done, products in all).
     """
@@ -77,12 +78,12 @@ def _samples(
         ),
         "output": lambda outputs, residual: end.get_submodule("LayerNorm")(outputs + residual),
     }
-    some = spread(len(seen[0]), MAX_TOKENS)
+    some = shuffled(len(seen[0]))[:MAX_TOKENS]
     inputs, residual, source, right_residual = (tensors[i][some] for tensors in (seen, wanted) for i in (0, -1))
     outputs = functional.linear(source, weight, bias)
     importance = torch.ones(len(some))
     if part in ("attention.output", "output"):
-        importance = 1 / (outputs + right_residual).std(dim=1)
+        importance = ((outputs + right_residual).var(dim=1) + _LEAST_VARIANCE).rsqrt()
     judge = judges[part]
     return Samples(inputs, outputs, importance, residual, judge(outputs, right_residual), judge)
 
@@ -110,9 +111,11 @@ def _entering(model: nn.Module, batches: Sequence[Batch]) -> list[_Arguments]:
     """What the encoder is called with, batch by batch."""
     seen: list[tuple[Any, ...]] = []
     hook = model.get_submodule("bert.encoder").register_forward_pre_hook(lambda _, given: seen.append(given))
-    for batch in batches:
-        model(**{name: torch.from_numpy(array) for name, array in batch.arrays.items()})
-    hook.remove()
+    try:
+        for batch in batches:
+            model(**{name: torch.from_numpy(array) for name, array in batch.arrays.items()})
+    finally:
+        hook.remove()
     return [_Arguments(*given) for given in seen]
 
 
@@ -129,9 +132,11 @@ def _through(
         layer.get_submodule(name).register_forward_pre_hook(partial(note, of=of))
         for name, of in zip(names, seen, strict=True)
     ]
-    after = [one._replace(hidden=layer(one.hidden, one.visible, one.first_only and last)) for one in states]
-    for hook in hooks:
-        hook.remove()
+    try:
+        after = [one._replace(hidden=layer(one.hidden, one.visible, one.first_only and last)) for one in states]
+    finally:
+        for hook in hooks:
+            hook.remove()
     return [tuple(map(torch.cat, zip(*of, strict=True))) for of in seen], after
 
 

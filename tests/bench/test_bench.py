@@ -4,6 +4,7 @@ import json
 import shutil
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from bertfast.bench.results import Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Worker
-from bertfast.config import ModelConfig
+from bertfast.config import ModelConfig, Precision
 from bertfast.errors import ConfigError, DataError
+from bertfast.export import int8
 from bertfast.export.export import export
+from bertfast.export.int8 import Int8Plan
 from bertfast.model.weights import open_checkpoint
+from bertfast.quantize.product import QuantizedProduct
+from bertfast.quantize.walk import quantize
 from bertfast.tasks import get_task
 from bertfast.text.labelled import read_examples
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, write_checkpoint, write_rows
+from tests.conftest import TINY_FINETUNE, labelled_rows, write_checkpoint, write_rows
 
 
 def plan_for(artefacts: tuple[Path, ...], data: Path, **changes: object) -> BenchPlan:
@@ -95,20 +100,32 @@ def test_the_report_is_an_artefact_that_tells_the_same_in_every_form(report: tup
         assert all(item.name in (out / name).read_text() for item in result.candidates)
 
 
-def test_the_gate_refuses_a_broken_artefact_and_takes_a_whole_one(
-    trained: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+def test_the_gate_refuses_a_broken_int8_and_takes_a_whole_artefact(
+    trained: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broken one is of another model, which has learnt nothing."""
-    export(trained, tmp_path / "onnx")
-    scenarios = (Scenario.OFFLINE,)
-    for artefact, ship in ((tmp_path / "onnx", True), (exported, False)):
-        plan = plan_for((trained, artefact), row_files[1], scenarios=scenarios, limits=Limits(max_drop=1.0))
-        out = tmp_path / f"report-{ship}"
+    """The broken one cuts all inputs to a fiftieth of their range; its runtime does just what its graph says."""
+
+    def narrow(*given: Any) -> list[QuantizedProduct]:
+        return [replace(one, input_scale=one.input_scale / 50) for one in quantize(*given)]
+
+    export(trained, tmp_path / "whole")
+    monkeypatch.setattr(int8, "quantize", narrow)
+    calibration = Int8Plan(calibration=write_rows(tmp_path / "texts.jsonl", labelled_rows(300, 5)), rounding="nearest")
+    export(trained, tmp_path / "broken", precision=Precision.INT8, int8=calibration)
+    for name in ("whole", "broken"):
+        plan = plan_for(
+            (trained, tmp_path / name),
+            row_files[1],
+            backends=("torch", "onnxruntime"),
+            scenarios=(Scenario.OFFLINE,),
+            limits=Limits(max_drop=1.0),
+        )
+        out = tmp_path / f"report-{name}"
         verdict = bench(plan, out).verdict
         assert verdict is not None
-        assert verdict.ship == ship
+        assert verdict.ship == (name == "whole")
         assert verdict.summary in (out / "report.md").read_text()
-        assert ("accuracy drops by" in str(verdict.refused)) != ship
+        assert ("accuracy drops by" in str(verdict.refused)) == (name == "broken")
     assert verdict.choice == "torch"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +21,10 @@ from bertfast.errors import AccuracyError, BackendError, ConfigError, DataError
 from bertfast.export import int8
 from bertfast.export.check import check_export
 from bertfast.export.export import Exported, _model, export
-from bertfast.export.int8 import Int8Plan
+from bertfast.export.int8 import DevRows, Int8Plan, Loss, hold_in_runtimes
+from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.simulate import simulated
+from bertfast.quantize.walk import quantize
 from bertfast.text.tokenizer import Tokenizer
 from tests.conftest import labelled_rows, write_checkpoint, write_rows
 
@@ -106,21 +109,62 @@ def test_the_answers_are_nearly_those_of_the_checkpoint(made: tuple[Path, Export
     assert 0 < drift < 0.05
 
 
-def test_a_search_on_rows_holds_the_drop_and_says_what_it_was(classifier: Path, texts: Path, tmp_path: Path) -> None:
-    dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
+def test_a_search_on_rows_tells_what_each_runtime_loses(classifier: Path, texts: Path, tmp_path: Path) -> None:
+    rows = labelled_rows(40, 8)
+    dev = write_rows(tmp_path / "dev.jsonl", rows)
     plan = Int8Plan(calibration=texts, dev=dev, max_drop=100, rounding="nearest")
     account = export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan).quantization
     assert account is not None
-    assert account.drop is not None
     assert account.dev_sha256 == artifact.sha256_of(dev)
-    assert {row.executed for row in account.products} == {"int8"}
+
+    def labels(path: Path, backend: str) -> list[str]:
+        with load(path, backend) as model:
+            return [answer["label"] for answer in model.predict([row["text"] for row in rows])]
+
+    def right(found: list[str]) -> int:
+        return sum(label == row["label"] for label, row in zip(found, rows, strict=True))
+
+    wanted = labels(classifier, "torch")
+    for name in ("onnxruntime", "openvino"):
+        found = labels(tmp_path / "int8", name)
+        assert account.losses[name].flips == sum(a != b for a, b in zip(found, wanted, strict=True))
+        assert account.losses[name].drop == pytest.approx(100 * (right(wanted) - right(found)) / len(rows))
+
+
+def test_products_are_restored_until_the_rows_are_right_again(
+    classifier: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One product is broken; the rows' right answers are the checkpoint's own, so every flip is a loss."""
+    rows = labelled_rows(60, 8)
+    with load(classifier, "torch") as source:
+        answers = source.predict([row["text"] for row in rows])
+    said = [row | {"label": answer["label"]} for row, answer in zip(rows, answers, strict=True)]
+    dev = write_rows(tmp_path / "dev.jsonl", said)
+
+    def broken(*given: Any) -> list[QuantizedProduct]:
+        *others, last = quantize(*given)
+        return [*others, replace(last, bias_N=-9 * last.bias_N - 3 * np.sign(last.bias_N))]
+
+    monkeypatch.setattr(int8, "quantize", broken)
+    plan = Int8Plan(calibration=texts, dev=dev, max_drop=0.0, rounding="nearest")
+    account = export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan).quantization
+    assert account is not None
+    assert account.products[-1].executed == "restored"
+    assert account.drop == 0
+    assert {loss.flips for loss in account.losses.values()} == {0}
+
+
+def test_a_runtime_that_loses_more_than_torch_did_stops_it() -> None:
+    hold_in_runtimes({"openvino": Loss(drop=0.3, flips=3)}, 0.3)
+    with pytest.raises(AccuracyError, match=r"holds 0\.3 points in torch and loses 0\.40 in openvino"):
+        hold_in_runtimes({"onnxruntime": Loss(drop=0, flips=0), "openvino": Loss(drop=0.4, flips=4)}, 0.3)
 
 
 def test_what_loses_too_much_is_not_published(
     classifier: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
-    monkeypatch.setattr(int8, "_drop", lambda *_: lambda model: 5.0)
+    monkeypatch.setattr(DevRows, "drop", lambda self, run: 5.0)
     plan = Int8Plan(calibration=texts, dev=dev, max_drop=1, rounding="nearest")
     with pytest.raises(AccuracyError, match=r"INT8 loses 5\.00 points at the least"):
         export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan)
@@ -130,8 +174,8 @@ def test_what_loses_too_much_is_not_published(
 def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path: Path) -> None:
     """Also where the products around them are in INT8, and where what they read was to be divided by others."""
     served = open_served(classifier)
-    with TorchBackend(served) as source:
-        quantized, _ = int8.quantize_checkpoint(served, source, Int8Plan(calibration=texts), lambda *_: None)
+    with TorchBackend(served, device="cpu") as source:
+        quantized, _ = int8.quantize_checkpoint(served, source, Int8Plan(calibration=texts), None, lambda *_: None)
     for kept in (quantized[1:], quantized[::2], quantized[1::2]):
         onnx.save(_model(served, kept), tmp_path / "model.onnx")
         weights = sum(one.weights for one in kept)
@@ -139,7 +183,7 @@ def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path
             served, kind="onnx", path=tmp_path, precision=Precision.INT8, int8_weights=weights, checkpoint=None
         )
         with (
-            TorchBackend(served) as source,
+            TorchBackend(served, device="cpu") as source,
             open_backend(exported, "onnxruntime") as backend,
             simulated(source.module, kept),
         ):
@@ -188,7 +232,7 @@ def test_the_command_line_prints_the_share_and_ends_with_3_where_the_drop_is_not
     assert 0.9 <= json.loads(result.stdout)["int8_share_of_weights"] <= 1
     assert "layer.0.attention.self.query_key_value" in result.stderr
     dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
-    monkeypatch.setattr(int8, "_drop", lambda *_: lambda model: 5.0)
+    monkeypatch.setattr(DevRows, "drop", lambda self, run: 5.0)
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), "--dev", str(dev), "--max-drop", "1"])
     assert result.exit_code == 3
     assert not (tmp_path / "no").exists()
