@@ -34,7 +34,7 @@ from bertfast.backends import backends_for, open_served
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.config import Config, FinetuneConfig, Precision
 from bertfast.export.export import export
-from bertfast.export.int8 import Int8Plan
+from bertfast.export.plan import ExportPlan
 from bertfast.model.weights import open_checkpoint, save_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train.finetune import finetune
@@ -125,8 +125,8 @@ def exports(model: Path, out: Path, calibration: Path) -> list[Path]:
         served = replace(open_served(model), kind="onnx", precision=precision)
         if not backends_for(served):
             continue
-        plan = Int8Plan(calibration=calibration) if precision is Precision.INT8 else None
-        export(model, out / precision.value, precision=precision, int8=plan, overwrite=True, notify=say)
+        plan = ExportPlan(calibration=calibration) if precision is Precision.INT8 else None
+        export(model, out / precision.value, precision=precision, plan=plan, overwrite=True, notify=say)
         made.append(out / precision.value)
     return made
 

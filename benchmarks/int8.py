@@ -25,7 +25,7 @@ from bertfast.backends import backends_for, open_served
 from bertfast.backends.predictor import load
 from bertfast.config import Precision
 from bertfast.export.export import export
-from bertfast.export.int8 import Int8Plan
+from bertfast.export.plan import ExportPlan
 from bertfast.quantize.fit import Rounding
 
 CALIBRATION_ROWS = 256
@@ -42,10 +42,10 @@ def measure(checkpoint: Path, folder: Path, texts: list[str], rounding: str, thr
     """The cosines in each runtime of an export that is calibrated on the first texts, over the others."""
     calibration = folder / "calibration.jsonl"
     calibration.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:CALIBRATION_ROWS]))
-    plan = Int8Plan.parse({"calibration": calibration, "rounding": rounding}, __file__)
+    plan = ExportPlan.parse({"calibration": calibration, "rounding": rounding}, __file__)
     out = folder / rounding
     started_s = time.monotonic()
-    account = export(checkpoint, out, precision=Precision.INT8, int8=plan).quantization
+    account = export(checkpoint, out, precision=Precision.INT8, plan=plan).quantization
     export_s = time.monotonic() - started_s
     assert account is not None
     wanted = vectors(checkpoint, "torch", texts[CALIBRATION_ROWS:], threads)
@@ -56,7 +56,7 @@ def measure(checkpoint: Path, folder: Path, texts: list[str], rounding: str, thr
             {
                 "rounding": rounding,
                 "backend": backend,
-                "int8_share_of_weights": account.int8_share,
+                "quantized_share_of_weights": account.share,
                 "restored": [row.product for row in account.products if row.executed == "restored"],
                 "export_s": export_s,
                 "mean_cosine": float(cosines.mean()),

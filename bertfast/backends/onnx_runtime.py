@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
-from bertfast.backends.served import ONNX_FILE, ServedModel
+from bertfast.backends.served import ServedModel
+from bertfast.config import Precision
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
@@ -31,20 +32,22 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 3
         # without VNNI the faster INT8 kernels add in 16 bits, which overflow; with it this changes nothing
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if model.precision in (Precision.FP16, Precision.FP8):
+            # emulated: node by node as an engine would round; a fusion of INT8 in fp16 also makes a graph that fails
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self.outputs = list(model.task.outputs)
         with tempfile.TemporaryDirectory() as folder:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             try:
                 self.session = onnxruntime.InferenceSession(
-                    model.path / ONNX_FILE, options, providers=["CPUExecutionProvider"]
+                    model.path / model.file, options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:  # the classes of onnxruntime's errors have no common public base
-                raise BackendError(f"onnxruntime cannot load {model.path / ONNX_FILE}: {error}") from None
+                raise BackendError(f"onnxruntime cannot load {model.path / model.file}: {error}") from None
             self._run_once()
             executed = _executed(Path(self.session.end_profiling()))
-        self.refuse_precision(executed, model.precision, model.int8_weights)
-        self.precision = model.precision
+        self.hold_precision(executed, model.precision, model.int8_weights)
 
     def _run_once(self) -> None:
         ones = np.ones((1, 2), np.int64)

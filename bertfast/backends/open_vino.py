@@ -8,7 +8,7 @@ import numpy as np
 import openvino
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
-from bertfast.backends.served import ONNX_FILE, ServedModel
+from bertfast.backends.served import ServedModel
 from bertfast.config import Precision
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
@@ -33,13 +33,12 @@ class OpenVinoBackend(Backend):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self.compiled = core.compile_model(model.path / ONNX_FILE, "CPU", settings)
+            self.compiled = core.compile_model(model.path / model.file, "CPU", settings)
         except RuntimeError as error:
-            raise BackendError(f"openvino cannot load {model.path / ONNX_FILE}: {error}") from None
+            raise BackendError(f"openvino cannot load {model.path / model.file}: {error}") from None
         self.request = self.compiled.create_infer_request()
         self.outputs = model.task.outputs
-        self.refuse_precision(_executed(self.compiled), model.precision, model.int8_weights)
-        self.precision = model.precision
+        self.hold_precision(_executed(self.compiled), model.precision, model.int8_weights)
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
         return dict(batch.arrays)

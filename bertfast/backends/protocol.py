@@ -23,10 +23,14 @@ _TOLERANCE = {
     ("onnxruntime", Precision.FP32): 1e-5,
     ("openvino", Precision.FP32): 1e-5,
     ("openvino", Precision.BF16): 2e-2,
+    ("onnxruntime", Precision.FP16): 1e-2,
     # against the same steps in torch: a sum that ends elsewhere in its last bit may round to the next step
     ("onnxruntime", Precision.INT8): 5e-2,
     ("openvino", Precision.INT8): 1e-1,
+    ("onnxruntime", Precision.FP8): 5e-2,
 }
+# The runtime has the formats and no products in them: it multiplies in fp32, and rounds where the graph leaves that.
+_EMULATED = {("onnxruntime", Precision.FP16), ("onnxruntime", Precision.FP8)}
 
 
 class Executed(NamedTuple):
@@ -50,11 +54,14 @@ class Backend(ABC):
     Attributes:
         name: as in `--backend NAME`.
         precision: what the matrix products execute in, as read back from the runtime when the model was loaded.
+        emulated: whether it has no kernels for the precision and computes its numbers in fp32: they tell the accuracy,
+            and the speed tells nothing.
         batch_cost_tokens: what a batch costs beside its tokens, in tokens; batches are cut accordingly.
     """
 
     name: str
     precision: Precision
+    emulated = False
     batch_cost_tokens = BATCH_COST_TOKENS
 
     @abstractmethod
@@ -87,14 +94,15 @@ class Backend(ABC):
     ) -> None:
         self.close()
 
-    def refuse_precision(self, executed: Iterable[Executed], wanted: Precision, int8_weights: int = 0) -> None:
-        """Raise BackendError unless every matrix product executes in the wanted precision.
+    def hold_precision(self, executed: Iterable[Executed], wanted: Precision, int8_weights: int = 0) -> None:
+        """Set `precision` and `emulated`; raise BackendError unless every matrix product executes in that precision.
 
         Args:
             executed: what the runtime says of its matrix products.
             int8_weights: how many weights must be multiplied in INT8, where that is wanted: the others may not be.
         """
         products = list(executed)
+        self.precision = wanted
         if wanted is Precision.INT8:
             counted = sum(product.weights for product in products if product.format == "int8")
             if counted < int8_weights:
@@ -105,7 +113,8 @@ class Backend(ABC):
                 )
             return
         formats = {product.format for product in products}
-        if formats != {wanted.value}:
+        self.emulated = formats == {"fp32"} and (self.name, wanted) in _EMULATED
+        if formats != {wanted.value} and not self.emulated:
             found = ", ".join(sorted(formats)) or "no matrix product at all"
             raise BackendError(
                 f"{self.name} was to execute the matrix products in {wanted.value}, and says that it executes {found}. "

@@ -29,8 +29,7 @@ class TorchBackend(Backend):
         load_weights(self.module, model.path, complete=True)
         self.module.to(self.device).eval()
         torch.set_float32_matmul_precision("highest")
-        self.refuse_precision(_executed(self.module), model.precision)
-        self.precision = model.precision
+        self.hold_precision(_executed(self.module), model.precision)
 
     def upload(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}

@@ -17,6 +17,8 @@ from bertfast.tasks import Context, Task, get_task, task_of
 from bertfast.text import tokenizer as tokenization
 
 ONNX_FILE = "model.onnx"
+# INT8 with fp16 around it, which engines are built from
+ENGINE_FILE = "model_fp16.onnx"
 AS_TRAINED: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -29,6 +31,7 @@ class ServedModel:
         precision: what its matrix products are to execute in.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
+        file: the graph's, in an exported artefact.
         int8_weights: how many of its weights were promised to be multiplied in INT8.
         checkpoint: what it was read from, where that is a checkpoint.
     """
@@ -40,6 +43,7 @@ class ServedModel:
     precision: Precision
     sha256: str
     source_sha256: str
+    file: str = ONNX_FILE
     int8_weights: int = 0
     checkpoint: Checkpoint | None = None
 
@@ -87,9 +91,10 @@ def _promised(path: Path, manifest: artifact.Manifest) -> int:
     """How many weights an INT8 artefact says are multiplied in INT8."""
     if manifest.precision is not Precision.INT8:
         return 0
-    if "int8_weights" not in manifest.settings:
+    quantization = manifest.settings.get("quantization", {})
+    if "quantized_weights" not in quantization:
         raise ArtifactError(f"{path}: the manifest says int8, and not of how many weights. Export it again.")
-    return int(manifest.settings["int8_weights"])
+    return int(quantization["quantized_weights"])
 
 
 def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:

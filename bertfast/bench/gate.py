@@ -58,7 +58,7 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
     is measured to compare with, and is no choice; the summary says where one that passes is faster.
     """
     rows = figures(results)
-    right: list[Rule] = [_fails, partial(_drops, results, limits)]
+    right: list[Rule] = [_fails, _is_emulated, partial(_drops, results, limits)]
     accurate = [row for row in rows if _reason(right, row) is None]
     fast: list[Rule] = [
         partial(_gains_nothing, accurate),
@@ -98,6 +98,14 @@ def _reason(rules: Sequence[Rule], row: Figures) -> str | None:
 def _fails(row: Figures) -> str | None:
     why = failure(row)
     return f"it failed: {why}" if row.measured.error is not None else why
+
+
+def _is_emulated(row: Figures) -> str | None:
+    if not row.measured.emulated:
+        return None
+    return (
+        f"this machine has no {row.measured.precision}: its numbers were computed in fp32, and its speed is not its own"
+    )
 
 
 def _drops(results: Results, limits: Limits, row: Figures) -> str | None:

@@ -31,7 +31,11 @@ class Ours:
 
     def __init__(self, predictor: Predictor) -> None:
         self.model, self.backend = predictor.model, predictor.backend
-        self.facts = {"precision": self.backend.precision.value, "libraries": artifact.libraries()}
+        self.facts = {
+            "precision": self.backend.precision.value,
+            "emulated": self.backend.emulated,
+            "libraries": artifact.libraries(),
+        }
         self.synchronize = self.backend.synchronize
         self.encode = predictor.encode
 

@@ -56,6 +56,7 @@ class Measured(Config):
         name: what the tables call it.
         system: `bertfast`, or the peer's name.
         precision: what the matrix products execute in, as read back from the runtime; a peer's own word for it.
+        emulated: whether that precision's numbers are computed in fp32, so that the speed is not its own.
         batch_size: the most sequences in a batch.
         libraries: versions in the candidate's environment.
         error: why there is nothing more to report, where it failed.
@@ -86,6 +87,7 @@ class Measured(Config):
     artefact_bytes: int
     backend: str
     precision: str | None = None
+    emulated: bool = False
     batch_size: int | None = None
     libraries: dict[str, str] = {}
     error: str | None = None

@@ -29,7 +29,7 @@ from bertfast.text.tables import split_reference
 __all__ = ["BenchPlan", "bench"]
 
 Notify = Callable[[str, int, int], object]
-_FACTS = ("precision", "libraries", "load_s", "build_s")
+_FACTS = ("precision", "emulated", "libraries", "load_s", "build_s")
 
 
 def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify = lambda *_: None) -> Results:

@@ -70,6 +70,11 @@ def count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
+def precision(row: Figures) -> str:
+    found = row.measured.precision or NOTHING
+    return f"{found}, in fp32" if row.measured.emulated else found
+
+
 def megabytes(size: int | None) -> str:
     return NOTHING if size is None else f"{size / 1e6:,.0f}"
 
@@ -93,7 +98,7 @@ class Column:
 
 COLUMNS = (
     Column("candidate", lambda row: row.name),
-    Column("precision", lambda row: row.measured.precision or NOTHING),
+    Column("precision", precision),
     Column("{metric} %", lambda row: number(row.score, 2)),
     Column("drop", drop, "points of {metric} lost against the reference, and the 95% interval by resampling rows"),
     Column(

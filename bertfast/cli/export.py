@@ -25,21 +25,23 @@ from bertfast.console import errors, notifying
 from bertfast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bertfast.export.int8 import Quantization
+    from bertfast.export.export import Exported
+    from bertfast.export.quantized import Quantization
 
 Calibration = Annotated[
-    Path | None, typer.Option(help="INT8: texts like those that will be served; labels are not needed.")
+    Path | None,
+    typer.Option(help="INT8, FP8, FP16: texts like those that will be served; labels are not needed."),
 ]
 CalibrationRows = Annotated[
-    int | None, typer.Option(min=1, help="INT8: how many of them are used, evenly spread; 512 if not given.")
+    int | None, typer.Option(min=1, help="How many of them are used, evenly spread; 512 if not given.")
 ]
-Dev = Annotated[Path | None, typer.Option(help="INT8: rows with labels to search on, not those you report.")]
+Dev = Annotated[Path | None, typer.Option(help="Rows with labels to search and judge on, not those you report.")]
 MaxDrop = Annotated[
-    float | None, typer.Option(min=0, metavar="POINTS", help="INT8: most points of the metric to lose on --dev.")
+    float | None, typer.Option(min=0, metavar="POINTS", help="Most points of the metric to lose on --dev.")
 ]
 RoundingOption = Annotated[
     str | None,
-    typer.Option("--rounding", help="INT8: gptq (default) sets the errors of weights against each other; or nearest."),
+    typer.Option("--rounding", help="INT8, FP8: gptq (default) sets errors of weights against each other; or nearest."),
 ]
 
 
@@ -48,7 +50,9 @@ def export(
         Path, typer.Argument(help="A checkpoint of ours, a BERT of others, or hub:OWNER/NAME@REVISION.")
     ],
     out: Out,
-    precision: Annotated[str, typer.Option(help="What the matrix products execute in: fp32, bf16 or int8.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="What the matrix products execute in: fp32, fp16, bf16, int8 or fp8.")
+    ] = "fp32",
     calibration: Calibration = None,
     calibration_rows: CalibrationRows = None,
     dev: Dev = None,
@@ -62,21 +66,22 @@ def export(
 ) -> None:
     """Export to ONNX; nothing is published that does not reproduce its source.
 
-    INT8 is calibrated on your texts and judged by your rows; where it cannot hold --max-drop, the exit status is 3.
+    INT8 and FP8 are calibrated on your texts, FP16 keeps in fp32 what would overflow on them, and all are judged by
+    your rows: where one cannot hold --max-drop, the exit status is 3.
     """
     from bertfast.config import Precision
     from bertfast.export.export import export as export_checkpoint
-    from bertfast.export.int8 import Int8Plan
+    from bertfast.export.plan import ExportPlan
     from bertfast.model.snapshot import local_model
     from bertfast.quantize.fit import Rounding
     from bertfast.text.hub import local_data
     from bertfast.text.labelled import Columns
 
     wanted = Precision(choice("--precision", precision, [one.value for one in Precision]))
-    if not calibration and (dev or max_drop is not None or rounding or calibration_rows):
-        raise ConfigError(
-            "--dev, --max-drop, --rounding and --calibration-rows are of INT8. Give --precision int8 and --calibration."
-        )
+    if rounding and wanted not in (Precision.INT8, Precision.FP8):
+        raise ConfigError(f"--rounding is of int8 and fp8, and --precision is {wanted.value}. Leave it out.")
+    if calibration and wanted in (Precision.FP32, Precision.BF16):
+        raise ConfigError(f"{wanted.value} needs no calibration. Leave --calibration out, or give another --precision.")
     given: dict[str, Any] = {
         "calibration": calibration and local_data(calibration),
         "dev": dev and local_data(dev),
@@ -85,22 +90,24 @@ def export(
     }
     given |= {"calibration_rows": calibration_rows} if calibration_rows else {}
     given |= {"rounding": choice("--rounding", rounding, get_args(Rounding))} if rounding else {}
-    plan = Int8Plan.parse(given, "--precision int8") if calibration else None
+    plan = ExportPlan.parse(given, f"--precision {wanted.value}")
     source, own = local_model(checkpoint), task_settings(settings)
     with notifying() as notify:
         exported = export_checkpoint(
-            source, out, precision=wanted, settings=own, int8=plan, overwrite=overwrite, notify=notify
+            source, out, precision=wanted, settings=own, plan=plan, overwrite=overwrite, notify=notify
         )
     if exported.quantization:
         _show(exported.quantization)
+    for name, largest in exported.kept_in_fp32.items():
+        errors.print(f"kept in fp32: {name}, which reaches {largest:,.0f}", highlight=False)
     worst = {runtime: max(errors_of.values()) for runtime, errors_of in exported.checks.items()}
-    print_json({"onnx": str(out), "largest_relative_error": worst} | _in_short(exported.quantization))
+    print_json({"onnx": str(out), "largest_relative_error": worst} | _in_short(exported))
 
 
 def _show(quantization: Quantization) -> None:
     """Product by product, on standard error."""
     restored = sum(row.executed == "restored" for row in quantization.products)
-    caption = f"{quantization.int8_share:.1%} of the weights in INT8, {restored} products restored"
+    caption = f"{quantization.share:.1%} of the weights in eight bits, {restored} products restored"
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=caption, caption_justify="left")
     for heading in ("product", "executed", "method", "its error", "model's error without"):
         table.add_column(heading, justify="right" if "error" in heading else "left", overflow="fold")
@@ -111,11 +118,13 @@ def _show(quantization: Quantization) -> None:
     console.print(table, highlight=False)
 
 
-def _in_short(quantization: Quantization | None) -> dict[str, Any]:
-    if quantization is None:
-        return {}
-    return {
-        "int8_share_of_weights": quantization.int8_share,
-        "error_on_held_back_text": quantization.error,
-        "drop_on_dev": {name: loss.drop for name, loss in quantization.losses.items()},
-    }
+def _in_short(exported: Exported) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if exported.quantization:
+        found["quantized_share_of_weights"] = exported.quantization.share
+        found["error_on_held_back_text"] = exported.quantization.error
+    if exported.kept_in_fp32:
+        found["kept_in_fp32"] = dict(exported.kept_in_fp32)
+    if exported.losses:
+        found["drop_on_dev"] = {name: loss.drop for name, loss in exported.losses.items()}
+    return found

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 
 from bertfast import artifact
 from bertfast.backends import ServedModel, backends_for, open_backend, open_served
+from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
 from bertfast.backends.pytorch import TorchBackend
-from bertfast.backends.served import AS_TRAINED, ONNX_FILE
+from bertfast.backends.served import AS_TRAINED, ENGINE_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError, ConfigError
-from bertfast.export.check import check_export
+from bertfast.export.check import awkward_texts, check_export
+from bertfast.export.dev import DevRows, Loss, hold_in_runtimes
 from bertfast.export.graph import build_graph
-from bertfast.export.int8 import DevRows, Int8Plan, Loss, Quantization, hold_in_runtimes, quantize_checkpoint
+from bertfast.export.overflow import overflows
+from bertfast.export.plan import NO_TEXTS, ExportPlan, calibration_text
+from bertfast.export.quantized import Quantization, quantize_checkpoint
 from bertfast.export.rules import check_rules
+from bertfast.export.typed import typed
 from bertfast.model.weights import load_weights, open_checkpoint
-from bertfast.quantize.product import QuantizedProduct
+from bertfast.quantize.product import Format, QuantizedProduct
 from bertfast.quantize.search import Notify
 from bertfast.quantize.simulate import simulated
+from bertfast.quantize.walk import equal_lengths
+from bertfast.text.tables import split_reference
+from bertfast.text.tokenizer import Encoded
 
 Checks = dict[str, dict[str, float]]
+_QUANTIZED = (Precision.INT8, Precision.FP8)
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,14 @@ class Exported:
 
     Attributes:
         checks: the errors of each check in each runtime.
-        quantization: how INT8 was made, where it was.
+        losses: what each runtime loses on the rows with right answers, where there are any.
+        kept_in_fp32: tensors that would leave the range of fp16, with their largest magnitudes.
+        quantization: how INT8 or FP8 was made, where it was.
     """
 
     checks: Checks
+    losses: Mapping[str, Loss]
+    kept_in_fp32: Mapping[str, float]
     quantization: Quantization | None
 
 
@@ -47,30 +60,29 @@ def export(
     *,
     precision: Precision = Precision.FP32,
     settings: Mapping[str, Any] = AS_TRAINED,
-    int8: Int8Plan | None = None,
+    plan: ExportPlan = NO_TEXTS,
     overwrite: bool = False,
     notify: Notify = lambda *_: None,
 ) -> Exported:
     """Export a checkpoint as an ONNX artefact.
 
     Args:
-        precision: what the matrix products are to execute in. For fp32 and bf16 the graph holds float32 weights; a
-            runtime is told to compute in bf16, and asked what it does. For int8 the graph holds what is in INT8 as
-            such, and runtimes compute the rest in the fastest precision that they have.
-        int8: how INT8 is made; wanted for int8 alone.
-        notify: called with (what is being done, steps done, steps in all).
+        precision: what the matrix products are to execute in. The graph says it by its types: fp16 and bf16 hold
+            weights in 16 bit; int8 holds what is in INT8 as such, in fp32 for CPUs, which compute the rest in the
+            fastest precision that they have, and in fp16 for engines; fp8 has fp16 around it.
         settings: the task's settings that are to be others than the checkpoint's.
+        plan: the texts that int8 and fp8 are calibrated on, that fp16 is watched on, and that all are judged by.
+        notify: called with (what is being done, steps done, steps in all).
     Raises:
-        AccuracyError: INT8 loses more of the metric than is allowed; nothing is published.
-        ConfigError: int8 without a plan, or a plan without int8.
+        AccuracyError: it loses more of the metric than is allowed; nothing is published.
+        ConfigError: int8 or fp8 without calibration text.
         CheckError: a runtime does not reproduce the source; nothing is published.
         BackendError: no runtime for this precision is installed, or none executes it on this machine, so nothing
             could be checked.
     """
-    if (precision is Precision.INT8) != (int8 is not None):
+    if precision in _QUANTIZED and plan.calibration is None:
         raise ConfigError(
-            "INT8 is calibrated on texts like those that will be served: --precision int8 and --calibration FILE "
-            "belong together."
+            f"{precision.value} is calibrated on texts like those that will be served: give --calibration FILE."
         )
     served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
@@ -82,39 +94,22 @@ def export(
             f"an export is checked before it is published, and no runtime for {precision.value} is here: "
             "pip install 'bertfast[cpu]'"
         )
-    parents = {"checkpoint": served.sha256}
-    with artifact.create(
-        out,
-        "onnx",
-        task=served.task.name,
-        precision=precision,
-        labels=served.context.labels,
-        parents=parents,
-        overwrite=overwrite,
-    ) as draft:
-        with TorchBackend(served, device="cpu") as source:
-            _refuse_what_is_not_finite(served, source)
-            dev = DevRows(served, source, int8.dev, int8.columns) if int8 and int8.dev else None
-            quantized, account = quantize_checkpoint(served, source, int8, dev, notify) if int8 else ((), None)
-            graph = _model(served, quantized)
-            check_rules(graph)
-            onnx.save(graph, draft.path / ONNX_FILE)
-            served.context.tokenizer.save(draft.path)
-            promised = account.int8_weights if account else 0
-            exported = replace(exported, path=draft.path, int8_weights=promised)
-            with simulated(source.module, quantized):
-                checks, losses = _check(source, exported, runtimes, dev)
-            if account and int8 and int8.max_drop is not None:
-                hold_in_runtimes(losses, int8.max_drop)
-                account = account.model_copy(update={"losses": losses})
-        draft.settings = {
-            "max_length": served.context.max_length,
-            "task": served.context.settings.model_dump(),
-            "checks": checks,
-        }
-        if account:
-            draft.settings |= {"int8_weights": promised, "quantization": account.model_dump(mode="json")}
-    return Exported(checks, account)
+    with (
+        artifact.create(
+            out,
+            "onnx",
+            task=served.task.name,
+            precision=precision,
+            labels=served.context.labels,
+            parents={"checkpoint": served.sha256},
+            overwrite=overwrite,
+        ) as draft,
+        TorchBackend(served, device="cpu") as source,
+    ):
+        _refuse_what_is_not_finite(served, source)
+        result = _write(served, replace(exported, path=draft.path), source, runtimes, plan, notify)
+        draft.settings = _settings(served, plan, result)
+    return result
 
 
 def _refuse_what_is_not_finite(served: ServedModel, source: TorchBackend) -> None:
@@ -127,6 +122,40 @@ def _refuse_what_is_not_finite(served: ServedModel, source: TorchBackend) -> Non
             )
 
 
+def _write(
+    served: ServedModel,
+    exported: ServedModel,
+    source: TorchBackend,
+    runtimes: Sequence[str],
+    plan: ExportPlan,
+    notify: Notify,
+) -> Exported:
+    """The graphs of an export in its directory, checked."""
+    dev = DevRows(served, source, plan.dev, plan.columns) if plan.dev else None
+    text = calibration_text(served, plan)
+    quantized: tuple[QuantizedProduct, ...] = ()
+    account = None
+    if exported.precision in _QUANTIZED:
+        kind = cast(Format, exported.precision.value)
+        quantized, account = quantize_checkpoint(served, source, text, plan, kind, dev, notify)
+    graph = _model(served, quantized)
+    check_rules(graph)
+    kept = _overflows(served, graph, text) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
+    promised = account.quantized_weights if account and exported.precision is Precision.INT8 else 0
+    exported = replace(exported, int8_weights=promised)
+    for form, model in _forms(exported, graph, kept):
+        check_rules(model)
+        onnx.save(model, exported.path / form)
+    served.context.tokenizer.save(exported.path)
+    with simulated(source.module, quantized):
+        checks, losses = _check(source, exported, runtimes, dev)
+        if (exported.path / ENGINE_FILE).is_file():
+            checks["fp16 around INT8"] = _check_engine_form(source, exported)
+    if plan.max_drop is not None:
+        hold_in_runtimes(losses, plan.max_drop, exported.precision)
+    return Exported(checks, losses, kept, account)
+
+
 def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.ModelProto:
     checkpoint = served.checkpoint or open_checkpoint(served.path)
     module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
@@ -135,8 +164,29 @@ def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.M
     return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings, quantized)
 
 
+def _overflows(served: ServedModel, graph: onnx.ModelProto, text: Sequence[Encoded]) -> dict[str, float]:
+    """What would leave the range of fp16 on the calibration text, or on a few sentences where there is none."""
+    return overflows(graph, list(equal_lengths(text or awkward_texts(served), served.context.tokenizer.pad_id)))
+
+
+def _forms(
+    exported: ServedModel, graph: onnx.ModelProto, kept: Mapping[str, float]
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The graphs of an artefact by their files' names."""
+    match exported.precision:
+        case Precision.FP32:
+            yield exported.file, graph
+        case Precision.BF16:
+            yield exported.file, typed(graph, Precision.BF16)
+        case Precision.FP16 | Precision.FP8:
+            yield exported.file, typed(graph, Precision.FP16, kept)
+        case Precision.INT8:
+            yield exported.file, graph
+            yield ENGINE_FILE, typed(graph, Precision.FP16, kept)
+
+
 def _check(
-    source: TorchBackend, exported: ServedModel, runtimes: list[str], dev: DevRows | None
+    source: TorchBackend, exported: ServedModel, runtimes: Sequence[str], dev: DevRows | None
 ) -> tuple[Checks, dict[str, Loss]]:
     """The errors in each runtime that executes what was promised, and what it loses on the rows of the search."""
     checks: Checks = {}
@@ -156,3 +206,30 @@ def _check(
     if not checks:
         raise refusals[0]
     return checks, losses
+
+
+def _check_engine_form(source: TorchBackend, exported: ServedModel) -> dict[str, float]:
+    """INT8 with fp16 around it has no CPU that executes it: its numbers are computed in fp32."""
+    form = replace(exported, file=ENGINE_FILE, precision=Precision.FP16, int8_weights=0)
+    with OnnxRuntimeBackend(form, None) as backend:
+        return check_export(exported, source, backend, Precision.INT8)
+
+
+def _settings(served: ServedModel, plan: ExportPlan, result: Exported) -> dict[str, Any]:
+    """What the manifest says of an export."""
+    found: dict[str, Any] = {
+        "max_length": served.context.max_length,
+        "task": served.context.settings.model_dump(),
+        "checks": result.checks,
+    }
+    texts = {"calibration": plan.calibration, "dev": plan.dev}
+    hashes = {name: artifact.sha256_of(split_reference(path)[0]) for name, path in texts.items() if path}
+    if hashes:
+        found |= {"plan": plan.model_dump(mode="json"), "text_sha256": hashes}
+    if result.losses:
+        found["losses"] = {name: loss.model_dump() for name, loss in result.losses.items()}
+    if result.kept_in_fp32:
+        found["kept_in_fp32"] = dict(result.kept_in_fp32)
+    if result.quantization:
+        found["quantization"] = result.quantization.model_dump(mode="json")
+    return found

@@ -37,7 +37,7 @@ class Graph:
     """Nodes and constants as they are added; every method returns the name of the value it adds.
 
     Attributes:
-        quantized: the products that are in INT8, by name.
+        quantized: the products that are in INT8 or FP8, by name.
     """
 
     weights: Weights
@@ -50,7 +50,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, value: npt.ArrayLike, dtype: type = np.float32) -> str:
+    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         """Add a constant once; the same name is the same value."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
@@ -83,10 +83,10 @@ class Graph:
             hidden = self.op("Mul", [hidden, smoothing], f"{linears[0]}/smoothed")
         part = slice(found.places[linears[0]].start, found.places[linears[-1]].stop)
         scale = self.constant(f"{name}.input_scale", found.input_scale)
-        zero = self.constant("zero_int8", 0, np.int8)
+        zero = self.constant(f"zero_{found.format}", 0, found.weight_KN.dtype)
         steps = self.op("QuantizeLinear", [hidden, scale, zero], f"{linears[0]}/QuantizeLinear")
         inputs = self.op("DequantizeLinear", [steps, scale, zero], f"{linears[0]}/DequantizeLinear")
-        weight = self.constant(f"{linears[0]}.steps", found.weight_KN[:, part], np.int8)
+        weight = self.constant(f"{linears[0]}.steps", found.weight_KN[:, part], found.weight_KN.dtype)
         of_weight = [weight, self.constant(f"{linears[0]}.scale", found.weight_scale_N[part])]
         weight = self.op("DequantizeLinear", of_weight, f"{linears[0]}.steps/DequantizeLinear", axis=1)
         product = self.op("MatMul", [inputs, weight], f"{linears[0]}/MatMul")
@@ -114,7 +114,7 @@ def build_graph(
     Args:
         weights: float32 parameters by their names in the checkpoint.
         settings: the task's own.
-        quantized: the products that are in INT8: QuantizeLinear and DequantizeLinear around their MatMuls say so.
+        quantized: the products in INT8 or FP8: QuantizeLinear and DequantizeLinear around their MatMuls say so.
     """
     quantized, weights = fold_smoothing(quantized, weights)
     graph = Graph(weights, {one.product.name: one for one in quantized})
@@ -201,8 +201,8 @@ def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: s
 
 
 def _query_key_value(graph: Graph, hidden: str, asking: str, prefix: str) -> list[str]:
-    """Each [B, S, H]. In INT8 what reads the same states is one product, because a runtime that sees three behind one
-    QuantizeLinear computes them in fp32 (see benchmarks/LOG.md)."""
+    """Each [B, S, H]. Quantised, what reads the same states is one product, because a runtime that sees three behind
+    one QuantizeLinear computes them in fp32 (see benchmarks/LOG.md)."""
     product, names = f"{prefix}.query_key_value", [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
     if product not in graph.quantized:
         return [graph.linear(states, name) for states, name in zip((asking, hidden, hidden), names, strict=True)]

@@ -1,4 +1,4 @@
-"""One product in INT8, found by its own output error on calibration text.
+"""One product in INT8 or FP8, found by its own output error on calibration text.
 
 Shapes: T tokens, K inputs, N outputs.
 """
@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import ml_dtypes
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bertfast.quantize.product import INT8_MAX, Product, QuantizedProduct
+from bertfast.quantize.product import Format, Product, QuantizedProduct
 from bertfast.quantize.ranges import ranges
-from bertfast.quantize.rounding import covariance, gptq, scales, to_steps
+from bertfast.quantize.rounding import GRIDS, covariance, gptq, scales, to_steps
 
 Rounding = Literal["gptq", "nearest"]
+_DTYPES: dict[Format, Any] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
 
 _ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 _SEARCHED_TOKENS = 1024
@@ -60,9 +63,9 @@ def shuffled(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
-def round_inputs(inputs: Tensor, scale: float) -> Tensor:
-    """To whole steps of the scale, -128 to 127 of them."""
-    return (inputs / scale).round().clamp(-INT8_MAX - 1, INT8_MAX) * scale
+def round_inputs(inputs: Tensor, scale: float, kind: Format) -> Tensor:
+    """To the numbers of a format, each worth `scale`."""
+    return GRIDS[kind].inputs(inputs / scale) * scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +73,21 @@ class _Form:
     """How inputs are rounded: divided by `smoothing_K`, then to steps of `scale`."""
 
     method: str
+    kind: Format
     smoothing_K: Tensor | None
     scale: float
 
     def inputs(self, inputs_TK: Tensor) -> Tensor:
         smoothed = inputs_TK if self.smoothing_K is None else inputs_TK * (1 / self.smoothing_K)
-        return round_inputs(smoothed, self.scale)
+        return round_inputs(smoothed, self.scale, self.kind)
 
     def weight(self, weight_NK: Tensor) -> Tensor:
         return weight_NK if self.smoothing_K is None else weight_NK * self.smoothing_K
 
 
-def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, rounding: Rounding) -> QuantizedProduct:
+def fit(
+    product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, rounding: Rounding, kind: Format
+) -> QuantizedProduct:
     """The product in the form, and with the weights, that give the least error.
 
     A quarter of the samples is held back for the error, and to see whether the bias should make up for the mean error:
@@ -90,7 +96,7 @@ def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, r
     order = shuffled(len(samples.inputs_TK))
     border = -(-len(order) // _HELD_BACK)
     seen, unseen = samples.part(order[border:]), samples.part(order[:border])
-    form = _best_form(seen, weight_NK, bias_N)
+    form = _best_form(seen, weight_NK, bias_N) if kind == "int8" else _plain_form(seen, kind)
     weight = _round(form, seen, weight_NK, rounding)
     as_it_was = unseen.error(_outputs(form, unseen, weight, bias_N))
     corrected = unseen.error(_outputs(form, unseen, weight, bias_N + _missing(form, seen, weight, bias_N)))
@@ -98,7 +104,8 @@ def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, r
     bias = bias_N + _missing(form, samples, weight, bias_N) if corrected < as_it_was else bias_N
     return QuantizedProduct(
         product=product,
-        weight_KN=weight.steps_NK.T.to(torch.int8).contiguous().numpy(),
+        format=kind,
+        weight_KN=np.ascontiguousarray(weight.steps_NK.T.numpy().astype(_DTYPES[kind])),
         weight_scale_N=weight.scale_N.numpy(),
         bias_N=bias.numpy(),
         input_scale=form.scale,
@@ -110,7 +117,7 @@ def fit(product: Product, samples: Samples, weight_NK: Tensor, bias_N: Tensor, r
 
 @dataclass(frozen=True)
 class _Weight:
-    """`steps_NK * scale_N` are the weights; steps are whole numbers in float32."""
+    """`steps_NK * scale_N` are the weights; steps are numbers of the grid, in float32."""
 
     steps_NK: Tensor
     scale_N: Tensor
@@ -118,11 +125,12 @@ class _Weight:
 
 def _round(form: _Form, samples: Samples, weight_NK: Tensor, rounding: Rounding) -> _Weight:
     weight = form.weight(weight_NK)
-    scale_N = scales(weight)
+    grid = GRIDS[form.kind]
+    scale_N = scales(weight, grid)
     if rounding == "nearest":
-        return _Weight(to_steps(weight, scale_N), scale_N)
+        return _Weight(to_steps(weight, scale_N, grid), scale_N)
     inputs_TK = form.inputs(samples.inputs_TK) * samples.importance_T[:, None]
-    return _Weight(gptq(weight, scale_N, covariance(inputs_TK)), scale_N)
+    return _Weight(gptq(weight, scale_N, covariance(inputs_TK), grid), scale_N)
 
 
 def _missing(form: _Form, samples: Samples, weight: _Weight, bias_N: Tensor) -> Tensor:
@@ -157,7 +165,12 @@ def _forms(samples: Samples, some: Samples, weight_NK: Tensor) -> Iterator[_Form
         smoothed = some.inputs_TK if smoothing is None else some.inputs_TK / smoothing
         for method, reach in (ranges(smoothed) | {"max": float(largest.max())}).items():
             name = method if alpha is None else f"smooth {alpha:g}, {method}"
-            yield _Form(name, smoothing, reach / INT8_MAX or 1.0)
+            yield _Form(name, "int8", smoothing, reach / GRIDS["int8"].largest or 1.0)
+
+
+def _plain_form(samples: Samples, kind: Format) -> _Form:
+    """For floats, whose steps are as fine as their values are small: outliers cost nothing, so nothing is cut."""
+    return _Form("max", kind, None, float(samples.inputs_TK.abs().max()) / GRIDS[kind].largest or 1.0)
 
 
 def _smoothing(largest_K: Tensor, weight_NK: Tensor, alpha: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The encoder's matrix products, and one of them in INT8.
+"""The encoder's matrix products, and one of them in INT8 or FP8.
 
 Shapes: T tokens, K inputs, N outputs of a product.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bertfast.config import ModelConfig
 
-INT8_MAX = 127
-
+Format = Literal["int8", "fp8"]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -54,13 +54,14 @@ def products_of(config: ModelConfig) -> tuple[Product, ...]:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedProduct:
-    """A product in INT8: inputs with one scale, weights with one scale an output, all symmetric.
+    """A product in eight bits: inputs with one scale, weights with one scale an output, all symmetric.
 
     Attributes:
-        weight_KN: int8, never -128.
+        format: int8, or fp8 with four bits of exponent and three of mantissa (E4M3).
+        weight_KN: int8, never -128; or ml_dtypes.float8_e4m3fn.
         weight_scale_N: float32; `weight_KN * weight_scale_N` are the weights for inputs divided by `smoothing_K`.
         bias_N: float32, with the mean error taken out.
-        input_scale: what one step of the int8 input is worth.
+        input_scale: what an input of 1 is worth.
         smoothing_K: float32, what inputs are divided by before they are rounded; None for nothing (Xiao et al. 2023).
         method: how the ranges were found, in words.
         error: relative, on tokens that were held back, of weights fitted to the others: of the outputs of query, key
@@ -68,7 +69,8 @@ class QuantizedProduct:
     """
 
     product: Product
-    weight_KN: npt.NDArray[np.int8]
+    format: Format
+    weight_KN: npt.NDArray[Any]
     weight_scale_N: Float32
     bias_N: Float32
     input_scale: float

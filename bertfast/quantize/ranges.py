@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bertfast.quantize.product import INT8_MAX
+from bertfast.quantize.rounding import GRIDS
 
+_LARGEST = GRIDS["int8"].largest
 _BINS = 2048
 _PERCENTILES = (99.9, 99.99)
 _CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -42,7 +43,7 @@ def _least_squares(counts: Tensor) -> int:
     """The number of bins to keep that makes the mean squared error the least."""
     centres = torch.arange(_BINS) + 0.5
     reaches = torch.arange(_BINS // 8, _BINS + 1, 8)
-    rounding = (reaches / INT8_MAX) ** 2 / 12
+    rounding = (reaches / _LARGEST) ** 2 / 12
     cut = (centres[None] - reaches[:, None]).clamp(min=0) ** 2
     kept = centres[None] <= reaches[:, None]
     errors = (torch.where(kept, rounding[:, None], cut) * counts[None]).sum(dim=1)
@@ -51,7 +52,7 @@ def _least_squares(counts: Tensor) -> int:
 
 def _least_divergence(counts: Tensor) -> int:
     """The number of bins to keep whose histogram INT8 represents best; what is cut joins the last bin."""
-    steps = INT8_MAX + 1
+    steps = int(_LARGEST) + 1
     reaches = range(_BINS // 8, _BINS + 1, steps)
     divergences = [_divergence(counts, reach, steps) for reach in reaches]
     return reaches[int(torch.tensor(divergences).argmin())]

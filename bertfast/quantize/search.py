@@ -130,7 +130,7 @@ def hold_drop(
         if drops[-1] <= max_drop + 1e-9:
             return Chosen(kept, tuple(one.product.name for one in restored), drops[-1], trial.error(kept))
     raise AccuracyError(
-        f"INT8 loses {min(drops):.2f} points at the least, with all but {len(ranked) - drops.index(min(drops))} "
-        f"products restored, and {max_drop:g} is the limit. Nothing was published. Give more calibration text "
-        "(--calibration), a larger --max-drop, or export in bf16."
+        f"{quantized[0].format} loses {min(drops):.2f} points at the least, with all but "
+        f"{len(ranked) - drops.index(min(drops))} products restored, and {max_drop:g} is the limit. Nothing was "
+        "published. Give more calibration text (--calibration), a larger --max-drop, or export in a higher precision."
     )

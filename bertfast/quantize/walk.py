@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from bertfast.model.encoder import Visibility
 from bertfast.quantize.fit import Rounding, Samples, fit, shuffled
-from bertfast.quantize.product import Product, QuantizedProduct, products_of_layer
+from bertfast.quantize.product import Format, Product, QuantizedProduct, products_of_layer
 from bertfast.quantize.simulate import simulated
 from bertfast.text.batch import Batch, pad
 from bertfast.text.tokenizer import Encoded
@@ -29,9 +29,13 @@ _LEAST_VARIANCE = 1e-12
 
 @torch.inference_mode()
 def quantize(
-    model: nn.Module, batches: Sequence[Batch], rounding: Rounding, notify: Callable[[str, int, int], object]
+    model: nn.Module,
+    batches: Sequence[Batch],
+    rounding: Rounding,
+    kind: Format,
+    notify: Callable[[str, int, int], object],
 ) -> list[QuantizedProduct]:
-    """Every product of the encoder in INT8.
+    """Every product of the encoder in INT8 or FP8.
 
     Args:
         model: in float32 on the CPU, with the encoder at `bert.encoder`; as it was when this returns.
@@ -51,7 +55,8 @@ def quantize(
             with simulated(model, fitted):
                 ((seen,), _) = pass_through(states, [part])
             weight, bias = _parameters(model, product)
-            fitted.append(fit(product, _samples(layer, part, seen, wanted, weight, bias), weight, bias, rounding))
+            samples = _samples(layer, part, seen, wanted, weight, bias)
+            fitted.append(fit(product, samples, weight, bias, rounding, kind))
         with simulated(model, fitted):
             _, states = pass_through(states, [])
         done += fitted

@@ -21,9 +21,9 @@ from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Worker
 from bertfast.config import ModelConfig, Precision
 from bertfast.errors import ConfigError, DataError
-from bertfast.export import int8
+from bertfast.export import quantized as quantizing
 from bertfast.export.export import export
-from bertfast.export.int8 import Int8Plan
+from bertfast.export.plan import ExportPlan
 from bertfast.model.weights import open_checkpoint
 from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.walk import quantize
@@ -109,9 +109,11 @@ def test_the_gate_refuses_a_broken_int8_and_takes_a_whole_artefact(
         return [replace(one, input_scale=one.input_scale / 50) for one in quantize(*given)]
 
     export(trained, tmp_path / "whole")
-    monkeypatch.setattr(int8, "quantize", narrow)
-    calibration = Int8Plan(calibration=write_rows(tmp_path / "texts.jsonl", labelled_rows(300, 5)), rounding="nearest")
-    export(trained, tmp_path / "broken", precision=Precision.INT8, int8=calibration)
+    monkeypatch.setattr(quantizing, "quantize", narrow)
+    calibration = ExportPlan(
+        calibration=write_rows(tmp_path / "texts.jsonl", labelled_rows(300, 5)), rounding="nearest"
+    )
+    export(trained, tmp_path / "broken", precision=Precision.INT8, plan=calibration)
     for name in ("whole", "broken"):
         plan = plan_for(
             (trained, tmp_path / name),

@@ -106,7 +106,7 @@ def test_bf16_is_executed_by_the_runtime_that_has_it_and_refused_by_the_other(
     served = open_served(tmp_path / "onnx")
     with open_backend(served) as backend:
         assert (backend.name, backend.precision) == ("openvino", Precision.BF16)
-    with pytest.raises(BackendError, match="onnxruntime executes fp32 or int8, and .*onnx is in bf16"):
+    with pytest.raises(BackendError, match="onnxruntime executes fp32 or fp16 or int8 or fp8, and .*onnx is in bf16"):
         open_backend(served, "onnxruntime")
     monkeypatch.setattr("bertfast.export.export.backends_for", lambda model: [])
     with pytest.raises(BackendError, match="no runtime for bf16 is here: pip install"):

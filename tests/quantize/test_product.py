@@ -11,6 +11,7 @@ def quantized(place: int, smoothing: np.ndarray | None = None, *, outputs: int =
     """A product of a layer of hidden size 4 with random steps."""
     rng = np.random.default_rng(place)
     return QuantizedProduct(
+        format="int8",
         product=products_of_layer(0)[place],
         weight_KN=rng.integers(-127, 128, (4, outputs), dtype=np.int8),
         weight_scale_N=rng.random(outputs, dtype=np.float32) + 0.1,

@@ -11,7 +11,7 @@ from torch import nn
 from bertfast.backends import ServedModel, open_served
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.quantize.fit import shuffled
-from bertfast.quantize.product import INT8_MAX, QuantizedProduct
+from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.search import outputs_of
 from bertfast.quantize.simulate import SimulatedLinear, simulated
 from bertfast.quantize.walk import equal_lengths, quantize
@@ -38,7 +38,7 @@ def batches(served: ServedModel) -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def quantized(model: nn.Module, batches: list[Batch]) -> list[QuantizedProduct]:
-    return quantize(model, batches, "gptq", lambda *_: None)
+    return quantize(model, batches, "gptq", "int8", lambda *_: None)
 
 
 def error(model: nn.Module, quantized: list[QuantizedProduct], batches: list[Batch]) -> float:
@@ -59,14 +59,14 @@ def test_every_product_is_quantised_and_the_model_stays_as_it_was(
 ) -> None:
     assert [one.product.name.split(".")[3] for one in quantized] == ["0"] * 4 + ["1"] * 4
     assert not [part for part in model.modules() if isinstance(part, SimulatedLinear)]
-    assert all(np.abs(one.weight_KN.astype(int)).max() <= INT8_MAX for one in quantized)
+    assert all(np.abs(one.weight_KN.astype(int)).max() <= 127 for one in quantized)
     assert 1e-4 < error(model, quantized, batches) < 0.05
 
 
 def test_two_runs_give_the_same_bytes(
     model: nn.Module, batches: list[Batch], quantized: list[QuantizedProduct]
 ) -> None:
-    again = quantize(model, batches, "gptq", lambda *_: None)
+    again = quantize(model, batches, "gptq", "int8", lambda *_: None)
     for one, other in zip(quantized, again, strict=True):
         assert one.weight_KN.tobytes() == other.weight_KN.tobytes()
         assert (one.input_scale, one.method) == (other.input_scale, other.method)
@@ -104,7 +104,7 @@ def outliers(model: nn.Module, factor: float) -> Callable[[], None]:
 def test_outliers_of_a_channel_move_into_the_weights(model: nn.Module, batches: list[Batch]) -> None:
     undo = outliers(model, 100)
     try:
-        quantized = quantize(model, batches, "nearest", lambda *_: None)
+        quantized = quantize(model, batches, "nearest", "int8", lambda *_: None)
     finally:
         undo()
     wide = quantized[2]
@@ -116,7 +116,7 @@ def test_outliers_of_a_channel_move_into_the_weights(model: nn.Module, batches: 
 def test_padding_would_have_changed_nothing(served: ServedModel, model: nn.Module, batches: list[Batch]) -> None:
     """The simulated model is as blind to padding as the source."""
     rows = served.context.tokenizer.encode([("The river waits.", None)], served.context.max_length)
-    quantized = quantize(model, batches, "nearest", lambda *_: None)
+    quantized = quantize(model, batches, "nearest", "int8", lambda *_: None)
     with simulated(model, quantized):
         short, long = (next(outputs_of(model, [pad(rows, 0, width)])) for width in (len(rows[0]), 40))
     assert long == pytest.approx(short, rel=1e-4)
@@ -138,7 +138,7 @@ def test_activations_that_are_all_zero_do_not_stop_it(model: nn.Module, batches:
         for value in layer.parameters():
             value.zero_()
     try:
-        quantized = quantize(model, batches, "gptq", lambda *_: None)
+        quantized = quantize(model, batches, "gptq", "int8", lambda *_: None)
     finally:
         layer.load_state_dict(kept)
     assert all(np.isfinite(one.weight_scale_N).all() and one.input_scale > 0 for one in quantized)

@@ -18,10 +18,11 @@ from bertfast.backends.pytorch import TorchBackend
 from bertfast.cli import app
 from bertfast.config import ModelConfig, Precision
 from bertfast.errors import AccuracyError, BackendError, ConfigError, DataError
-from bertfast.export import int8
+from bertfast.export import quantized as quantizing
 from bertfast.export.check import check_export
+from bertfast.export.dev import DevRows, Loss, hold_in_runtimes
 from bertfast.export.export import Exported, _model, export
-from bertfast.export.int8 import DevRows, Int8Plan, Loss, hold_in_runtimes
+from bertfast.export.plan import ExportPlan, calibration_text
 from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.simulate import simulated
 from bertfast.quantize.walk import quantize
@@ -40,14 +41,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(classifier: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
     out = tmp_path_factory.mktemp("int8") / "int8"
-    return out, export(classifier, out, precision=Precision.INT8, int8=Int8Plan(calibration=texts))
+    return out, export(classifier, out, precision=Precision.INT8, plan=ExportPlan(calibration=texts))
 
 
 def test_both_runtimes_execute_the_promised_weights_in_int8(made: tuple[Path, Exported]) -> None:
     out, exported = made
     served = open_served(out)
     assert exported.quantization is not None
-    assert served.int8_weights == exported.quantization.int8_weights >= 0.9 * ENCODER
+    assert served.int8_weights == exported.quantization.quantized_weights >= 0.9 * ENCODER
     assert exported.quantization.weights == ENCODER
     for name in ("onnxruntime", "openvino"):
         with open_backend(served, name) as backend:
@@ -95,8 +96,8 @@ def test_the_manifest_says_how_int8_was_made(made: tuple[Path, Exported], texts:
     manifest = artifact.open_manifest(made[0], "onnx")
     account = manifest.settings["quantization"]
     assert manifest.precision is Precision.INT8
-    assert account["calibration_sha256"] == artifact.sha256_of(texts)
-    assert (account["plan"]["rounding"], account["drop"], account["dev_sha256"]) == ("gptq", None, None)
+    assert manifest.settings["text_sha256"] == {"calibration": artifact.sha256_of(texts)}
+    assert (manifest.settings["plan"]["rounding"], account["drop"]) == ("gptq", None)
     assert len(account["products"]) == 8
     assert all(0 < row["error"] < 0.2 for row in account["products"])
 
@@ -112,10 +113,10 @@ def test_the_answers_are_nearly_those_of_the_checkpoint(made: tuple[Path, Export
 def test_a_search_on_rows_tells_what_each_runtime_loses(classifier: Path, texts: Path, tmp_path: Path) -> None:
     rows = labelled_rows(40, 8)
     dev = write_rows(tmp_path / "dev.jsonl", rows)
-    plan = Int8Plan(calibration=texts, dev=dev, max_drop=100, rounding="nearest")
-    account = export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan).quantization
-    assert account is not None
-    assert account.dev_sha256 == artifact.sha256_of(dev)
+    plan = ExportPlan(calibration=texts, dev=dev, max_drop=100, rounding="nearest")
+    exported = export(classifier, tmp_path / "int8", precision=Precision.INT8, plan=plan)
+    settings = artifact.open_manifest(tmp_path / "int8").settings
+    assert settings["text_sha256"]["dev"] == artifact.sha256_of(dev)
 
     def labels(path: Path, backend: str) -> list[str]:
         with load(path, backend) as model:
@@ -127,8 +128,8 @@ def test_a_search_on_rows_tells_what_each_runtime_loses(classifier: Path, texts:
     wanted = labels(classifier, "torch")
     for name in ("onnxruntime", "openvino"):
         found = labels(tmp_path / "int8", name)
-        assert account.losses[name].flips == sum(a != b for a, b in zip(found, wanted, strict=True))
-        assert account.losses[name].drop == pytest.approx(100 * (right(wanted) - right(found)) / len(rows))
+        assert exported.losses[name].flips == sum(a != b for a, b in zip(found, wanted, strict=True))
+        assert exported.losses[name].drop == pytest.approx(100 * (right(wanted) - right(found)) / len(rows))
 
 
 def test_products_are_restored_until_the_rows_are_right_again(
@@ -145,19 +146,22 @@ def test_products_are_restored_until_the_rows_are_right_again(
         *others, last = quantize(*given)
         return [*others, replace(last, bias_N=-9 * last.bias_N - 3 * np.sign(last.bias_N))]
 
-    monkeypatch.setattr(int8, "quantize", broken)
-    plan = Int8Plan(calibration=texts, dev=dev, max_drop=0.0, rounding="nearest")
-    account = export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan).quantization
+    monkeypatch.setattr(quantizing, "quantize", broken)
+    plan = ExportPlan(calibration=texts, dev=dev, max_drop=0.0, rounding="nearest")
+    exported = export(classifier, tmp_path / "int8", precision=Precision.INT8, plan=plan)
+    account = exported.quantization
     assert account is not None
     assert account.products[-1].executed == "restored"
     assert account.drop == 0
-    assert {loss.flips for loss in account.losses.values()} == {0}
+    assert {loss.flips for loss in exported.losses.values()} == {0}
 
 
 def test_a_runtime_that_loses_more_than_torch_did_stops_it() -> None:
-    hold_in_runtimes({"openvino": Loss(drop=0.3, flips=3)}, 0.3)
-    with pytest.raises(AccuracyError, match=r"holds 0\.3 points in torch and loses 0\.40 in openvino"):
-        hold_in_runtimes({"onnxruntime": Loss(drop=0, flips=0), "openvino": Loss(drop=0.4, flips=4)}, 0.3)
+    hold_in_runtimes({"openvino": Loss(drop=0.3, flips=3)}, 0.3, Precision.INT8)
+    with pytest.raises(AccuracyError, match=r"int8 loses 0\.40 points in openvino, and 0\.3 is the limit"):
+        hold_in_runtimes(
+            {"onnxruntime": Loss(drop=0, flips=0), "openvino": Loss(drop=0.4, flips=4)}, 0.3, Precision.INT8
+        )
 
 
 def test_what_loses_too_much_is_not_published(
@@ -165,9 +169,9 @@ def test_what_loses_too_much_is_not_published(
 ) -> None:
     dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
     monkeypatch.setattr(DevRows, "drop", lambda self, run: 5.0)
-    plan = Int8Plan(calibration=texts, dev=dev, max_drop=1, rounding="nearest")
-    with pytest.raises(AccuracyError, match=r"INT8 loses 5\.00 points at the least"):
-        export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=plan)
+    plan = ExportPlan(calibration=texts, dev=dev, max_drop=1, rounding="nearest")
+    with pytest.raises(AccuracyError, match=r"int8 loses 5\.00 points at the least"):
+        export(classifier, tmp_path / "int8", precision=Precision.INT8, plan=plan)
     assert not (tmp_path / "int8").exists()
 
 
@@ -175,7 +179,9 @@ def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path
     """Also where the products around them are in INT8, and where what they read was to be divided by others."""
     served = open_served(classifier)
     with TorchBackend(served, device="cpu") as source:
-        quantized, _ = int8.quantize_checkpoint(served, source, Int8Plan(calibration=texts), None, lambda *_: None)
+        plan = ExportPlan(calibration=texts)
+        text = calibration_text(served, plan)
+        quantized, _ = quantizing.quantize_checkpoint(served, source, text, plan, "int8", None, lambda *_: None)
     for kept in (quantized[1:], quantized[::2], quantized[1::2]):
         onnx.save(_model(served, kept), tmp_path / "model.onnx")
         weights = sum(one.weights for one in kept)
@@ -202,25 +208,24 @@ def test_other_tasks_are_quantised_too(
         calibration.write_text("\n\n".join("\n".join(f"{word} O" for word in line) for line in words) + "\n")
     else:
         calibration = write_rows(tmp_path / "texts.jsonl", [{"text": " ".join(line)} for line in words])
-    plan = Int8Plan(calibration=calibration, rounding="nearest")
-    exported = export(checkpoint, tmp_path / "int8", precision=Precision.INT8, int8=plan)
-    assert set(exported.checks) == {"onnxruntime", "openvino"}
+    plan = ExportPlan(calibration=calibration, rounding="nearest")
+    exported = export(checkpoint, tmp_path / "int8", precision=Precision.INT8, plan=plan)
+    assert set(exported.checks) == {"onnxruntime", "openvino", "fp16 around INT8"}
 
 
 @pytest.mark.parametrize("texts", [["a river"] * 300, ["The river waits near the bridge. " * 30] * 31])
 def test_too_little_text_is_refused_with_what_is_wanted(texts: list[str], classifier: Path, tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", [{"text": text} for text in texts])
     with pytest.raises(DataError, match=r"few\.jsonl has [\d,]+ tokens in \d+ sequences, and .* wants 2,000 in 32"):
-        export(classifier, tmp_path / "int8", precision=Precision.INT8, int8=Int8Plan(calibration=few))
+        export(classifier, tmp_path / "int8", precision=Precision.INT8, plan=ExportPlan(calibration=few))
 
 
 def test_int8_and_calibration_belong_together(classifier: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--precision int8 and --calibration FILE"):
-        export(classifier, tmp_path / "int8", precision=Precision.INT8)
-    with pytest.raises(ConfigError, match="--precision int8 and --calibration FILE"):
-        export(classifier, tmp_path / "fp32", int8=Int8Plan(calibration=texts))
+    for precision in (Precision.INT8, Precision.FP8):
+        with pytest.raises(ConfigError, match=f"{precision.value} is calibrated on texts .* --calibration FILE"):
+            export(classifier, tmp_path / "none", precision=precision)
     with pytest.raises(ConfigError, match="--dev and --max-drop belong together"):
-        Int8Plan(calibration=texts, max_drop=0.3)
+        ExportPlan(calibration=texts, max_drop=0.3)
 
 
 def test_the_command_line_prints_the_share_and_ends_with_3_where_the_drop_is_not_held(
@@ -229,7 +234,7 @@ def test_the_command_line_prints_the_share_and_ends_with_3_where_the_drop_is_not
     command = ["export", str(classifier), "--precision", "int8", "--calibration", str(texts), "--rounding", "nearest"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "int8")])
     assert result.exit_code == 0, result.output
-    assert 0.9 <= json.loads(result.stdout)["int8_share_of_weights"] <= 1
+    assert 0.9 <= json.loads(result.stdout)["quantized_share_of_weights"] <= 1
     assert "layer.0.attention.self.query_key_value" in result.stderr
     dev = write_rows(tmp_path / "dev.jsonl", labelled_rows(40, 8))
     monkeypatch.setattr(DevRows, "drop", lambda self, run: 5.0)

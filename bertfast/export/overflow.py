@@ -1,0 +1,58 @@
+"""Which tensors leave the range of fp16, seen on real text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from bertfast.text.batch import Batch
+
+FP16_LARGEST = 65504.0
+# Other texts may reach further than those that were seen.
+HEADROOM = 4.0
+_SUFFIX = "/extreme"
+
+
+def overflows(model: onnx.ModelProto, batches: Sequence[Batch]) -> dict[str, float]:
+    """The largest magnitude of every tensor of a float32 graph that comes too near to what fp16 can hold."""
+    return {name: value for name, value in extremes(model, batches).items() if not value * HEADROOM <= FP16_LARGEST}
+
+
+def extremes(model: onnx.ModelProto, batches: Sequence[Batch]) -> dict[str, float]:
+    """The largest magnitude of every float32 tensor between inputs and outputs, node by node as the graph has them.
+
+    Args:
+        batches: without padding, since padding is computed too and means nothing.
+    """
+    names = _floats(model)
+    session = _watched(model, names)
+    found = dict.fromkeys(names, 0.0)
+    for batch in batches:
+        values = session.run([f"{name}{_SUFFIX}" for name in names], dict(batch.arrays))
+        found = {name: float(np.maximum(found[name], value)) for name, value in zip(names, values, strict=True)}
+    return found
+
+
+def _watched(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    """The graph as it stands, with the largest magnitudes as its outputs."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    for name in names:
+        watched.graph.node.append(helper.make_node("Abs", [name], [f"{name}/magnitude"]))
+        watched.graph.node.append(helper.make_node("ReduceMax", [f"{name}/magnitude"], [name + _SUFFIX], keepdims=0))
+        watched.graph.output.append(helper.make_tensor_value_info(name + _SUFFIX, TensorProto.FLOAT, []))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _floats(model: onnx.ModelProto) -> list[str]:
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = (*graph.value_info, *graph.output)
+    return [value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT]
