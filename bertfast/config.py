@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from bertfast.errors import ConfigError, did_you_mean
 
@@ -214,6 +214,13 @@ class FinetuneConfig(TrainConfig):
     distill_temperature: float = Field(
         2.0, gt=0, description="with a teacher: what logits are divided by, so that unlikely answers count too"
     )
+
+
+class ShapeProfile(Config):
+    """The shapes that an engine takes: least, optimum and most rows of a batch, and tokens of a row."""
+
+    batch: tuple[PositiveInt, PositiveInt, PositiveInt]
+    length: tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 def presets(verb: str) -> dict[str, Traversable]:
