@@ -19,8 +19,10 @@ class Precision(enum.StrEnum):
     """The number format in which the matrix products run."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Config(BaseModel):
