@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bertfast.backends.cuda import Bytes, Cuda
 from bertfast.backends.engine_plan import Here, Library, check_loadable, read_plan
 from bertfast.backends.gpu import Gpu, first_gpu
-from bertfast.backends.library import load_library, make_logger
+from bertfast.backends.library import TensorRT, load_library, make_logger
 from bertfast.backends.profiles import choose_profile
 from bertfast.backends.protocol import Arrays, Backend
 from bertfast.backends.served import ServedModel
@@ -134,7 +134,7 @@ class TensorRTBackend(Backend):
         self.contexts.clear()
         self.cuda.close()
 
-    def _load(self, library: Any, plan: bytes, gpu: Gpu, cuda_graphs: bool) -> None:
+    def _load(self, library: TensorRT, plan: bytes, gpu: Gpu, cuda_graphs: bool) -> None:
         """The engine, memory for its activations, and a context for each profile."""
         runtime = _start(library, gpu, self.errors)
         self.engine = self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
@@ -156,7 +156,7 @@ class TensorRTBackend(Backend):
         self.cuda.synchronize()
         return context
 
-    def _allocate(self, library: Any) -> None:
+    def _allocate(self, library: TensorRT) -> None:
         """Memory for the largest shape that each input and output has in any profile."""
         names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
@@ -216,7 +216,7 @@ class TensorRTBackend(Backend):
         return answer
 
 
-def _start(library: Any, gpu: Gpu, errors: list[str]) -> trt.Runtime:
+def _start(library: TensorRT, gpu: Gpu, errors: list[str]) -> trt.Runtime:
     """A runtime; it refuses engines with host code in them, as long as nobody tells it otherwise."""
     try:
         runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
