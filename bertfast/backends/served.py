@@ -1,4 +1,4 @@
-"""A model as a runtime sees it: read from a checkpoint or from an exported artefact, without torch."""
+"""A model as a runtime sees it: read from a checkpoint, an exported artefact or an engine, without torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bertfast import artifact
+from bertfast.backends.engine_plan import read_engine
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.snapshot import model_name
@@ -25,7 +26,7 @@ class ServedModel:
     """What is needed to turn texts into answers, beside the runtime.
 
     Attributes:
-        kind: `checkpoint` or `onnx`.
+        kind: `checkpoint`, `onnx` or `engine`.
         precision: what its matrix products are to execute in.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
@@ -50,17 +51,21 @@ class ServedModel:
 
 
 def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedModel:
-    """Open a checkpoint (ours, Hugging Face's or Google's) or an exported ONNX artefact.
+    """Open a checkpoint (ours, Hugging Face's or Google's), an exported ONNX artefact or an engine.
 
     Args:
         settings: the task's settings that are to be others than the artefact's.
     Raises:
-        ArtifactError: it is neither, or not whole, or has no head for a task.
+        ArtifactError: it is none of these, or not whole, or has no head for a task.
+        EngineError: a plan of an engine is not the one that was built.
         ConfigError: a setting is none of the task's, or is fixed in an exported graph.
     """
     has_manifest = (path / artifact.MANIFEST).is_file()
-    if has_manifest and artifact.open_manifest(path, verify_hashes=False).kind == "onnx":
-        return _open_onnx(path, settings)
+    kind = artifact.read_manifest(path).kind if has_manifest else None
+    if kind == "onnx":
+        return _open_exported(path, artifact.open_manifest(path), settings)
+    if kind == "engine":
+        return _open_exported(path, read_engine(path)[0], settings)
     if has_manifest or config_file(path).is_file():
         return _open_checkpoint(path, settings)
     artifact.open_manifest(path)  # says what is wrong with it
@@ -92,8 +97,7 @@ def _promised(path: Path, manifest: artifact.Manifest) -> int:
     return int(manifest.settings["int8_weights"])
 
 
-def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
-    manifest = artifact.open_manifest(path, "onnx")
+def _open_exported(path: Path, manifest: artifact.Manifest, settings: Mapping[str, Any]) -> ServedModel:
     if manifest.task is None or manifest.precision is None:
         raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
     task = get_task(manifest.task)
@@ -104,7 +108,7 @@ def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     max_length = int(manifest.settings["max_length"])
     return ServedModel(
         path=path,
-        kind="onnx",
+        kind=manifest.kind,
         task=task,
         context=Context(tokenization.load(path), manifest.labels, max_length, chosen),
         precision=manifest.precision,
