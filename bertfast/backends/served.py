@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bertfast import artifact
-from bertfast.backends.engine_plan import read_engine
+from bertfast.backends.engine_plan import EngineRecord, read_engine
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.snapshot import model_name
@@ -32,6 +32,7 @@ class ServedModel:
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         int8_weights: how many of its weights were promised to be multiplied in INT8.
         checkpoint: what it was read from, where that is a checkpoint.
+        engine: what its manifest says of its plans, where that is an engine.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class ServedModel:
     source_sha256: str
     int8_weights: int = 0
     checkpoint: Checkpoint | None = None
+    engine: EngineRecord | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +67,8 @@ def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedM
     if kind == "onnx":
         return _open_exported(path, artifact.open_manifest(path), settings)
     if kind == "engine":
-        return _open_exported(path, read_engine(path)[0], settings)
+        manifest, engine = read_engine(path)
+        return replace(_open_exported(path, manifest, settings), engine=engine)
     if has_manifest or config_file(path).is_file():
         return _open_checkpoint(path, settings)
     artifact.open_manifest(path)  # says what is wrong with it

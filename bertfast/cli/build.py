@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,9 @@ Targets = Annotated[
     list[str] | None,
     typer.Option("--target", help="TensorRT for RTX: a compute capability such as SM89, in place of the recipe's."),
 ]
+RecipeSettings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the recipe, such as optimization_level=5.")
+]
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="Build an engine again, in its place, from the ONNX and recipe inside it.")
 ]
@@ -33,6 +37,7 @@ def build(
     recipe: RecipeFile = None,
     out: OutFolder = None,
     target: Targets = None,
+    settings: RecipeSettings = None,
     rebuild: Rebuild = False,
     verify: Verify = False,
     overwrite: Overwrite = False,
@@ -46,8 +51,10 @@ def build(
         _, record = read_engine(artefact)
         print_json(_in_short(artefact, record))
         return
+    if rebuild and (recipe or settings):
+        raise ConfigError("--rebuild takes the recipe inside the engine. To build by another one, leave it out.")
     source = open_source(artefact)
-    chosen = _recipe(source, recipe, tuple(target or ()), rebuild)
+    chosen = _again(source, target or ()) if rebuild else _recipe(recipe, settings or (), target or ())
     if not rebuild and out is None:
         raise ConfigError("build writes a directory: give --out DIR.")
     place = out or artefact
@@ -56,16 +63,21 @@ def build(
     print_json(_in_short(place, record))
 
 
-def _recipe(source: Source, recipe: Path | None, targets: tuple[str, ...], rebuild: bool) -> Recipe:
-    from bertfast.engine.recipe import Recipe, read_recipe, recipe_names
+def _recipe(file: Path | None, settings: Sequence[str], targets: Sequence[str]) -> Recipe:
+    from bertfast.engine.recipe import read_recipe, recipe_names
 
-    if rebuild:
-        if source.engine is None or recipe is not None:
-            raise ConfigError("--rebuild takes an engine and the recipe inside it. To build with --recipe, give --out.")
-        return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
-    if recipe is None:
+    if file is None:
         raise ConfigError(f"build wants --recipe: a TOML file or one of {', '.join(recipe_names())}.")
-    return read_recipe(recipe, targets)
+    return read_recipe(file, settings, targets)
+
+
+def _again(source: Source, targets: Sequence[str]) -> Recipe:
+    """The recipe that an engine was built with."""
+    from bertfast.engine.recipe import Recipe
+
+    if source.engine is None:
+        raise ConfigError(f"--rebuild takes an engine, and {source.path} is none. Give --recipe and --out.")
+    return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
 
 
 def _in_short(place: Path, record: EngineRecord) -> dict[str, Any]:

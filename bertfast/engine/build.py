@@ -11,9 +11,10 @@ from bertfast import artifact
 from bertfast.artifact import Draft, Manifest
 from bertfast.backends.engine_plan import EngineRecord, PlanRecord
 from bertfast.backends.gpu import first_gpu
+from bertfast.backends.library import load_library
 from bertfast.backends.served import ONNX_FILE
 from bertfast.config import Precision, ShapeProfile
-from bertfast.engine.library import Network, Product, build_plan, cuda_version, load_library, products, read_network
+from bertfast.engine.library import Network, Product, build_plan, cuda_version, products, read_network
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import ArtifactError, EngineError
 from bertfast.quantize.search import Notify

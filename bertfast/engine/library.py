@@ -1,29 +1,23 @@
-"""TensorRT and TensorRT for RTX behind a few functions: the only place of the builder that calls either.
-
-They have one API. What differs is asked for by feature: TensorRT 10.13 types strongly when told to, 11 and RTX always.
-"""
+"""The builder of TensorRT and of TensorRT for RTX behind a few functions: nothing else of the package calls it."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.backends.engine_plan import Library
+from bertfast.backends.library import make_logger
 from bertfast.config import ShapeProfile
 from bertfast.engine.recipe import Recipe
-from bertfast.errors import BackendError, EngineError
+from bertfast.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
-_MODULES: Mapping[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_EXTRAS: Mapping[Library, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
 @dataclass(frozen=True)
@@ -58,21 +52,6 @@ class Product:
     weights: int
 
 
-def load_library(name: Library) -> Any:
-    """The module of a library.
-
-    Raises:
-        BackendError: it is not installed, or is too old to build typed networks.
-    """
-    try:
-        library = importlib.import_module(_MODULES[name])
-    except ImportError as error:
-        raise BackendError(f"{name} cannot be imported ({error}): pip install 'bertfast[{_EXTRAS[name]}]'") from None
-    if not hasattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-        raise BackendError(f"{name} {library.__version__} is too old: pip install 'bertfast[{_EXTRAS[name]}]'")
-    return library
-
-
 def cuda_version(name: Library) -> str | None:
     """The major version of CUDA that the installed wheels of a library are for, as their names tell it."""
     try:
@@ -81,20 +60,6 @@ def cuda_version(name: Library) -> str | None:
         return None
     found = re.search(r"_cu(\d+)", " ".join(needed))
     return found and found[1]
-
-
-def make_logger(library: Any, errors: list[str]) -> trt.ILogger:
-    """A logger that keeps errors for the message that names them, and drops the rest."""
-
-    class Log(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity <= library.ILogger.ERROR:
-                errors.append(msg)
-
-    return Log()
 
 
 def read_network(library: Any, onnx: Path) -> Network:
@@ -106,6 +71,7 @@ def read_network(library: Any, onnx: Path) -> Network:
     errors: list[str] = []
     logger = make_logger(library, errors)
     builder: trt.Builder = library.Builder(logger)
+    # 10.13 types strongly when it is told to, 11 and RTX always
     typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition: trt.INetworkDefinition = builder.create_network(typed)
     parser: trt.OnnxParser = library.OnnxParser(definition, logger)
@@ -198,3 +164,34 @@ def _profile(network: Network, shapes: ShapeProfile) -> trt.IOptimizationProfile
         name = network.definition.get_input(number).name
         profile.set_shape(name, *zip(shapes.batch, shapes.length, strict=True))
     return profile
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a library says of a plan that it has loaded.
+
+    Attributes:
+        layers: the inspector's JSON.
+        memory_bytes: of the activations, for each profile.
+    """
+
+    layers: str
+    memory_bytes: tuple[int, ...]
+
+
+def describe_plan(library: Any, plan: bytes) -> Described:
+    """Load a plan, which needs a GPU that it was built for, and ask the inspector about it.
+
+    Args:
+        plan: bytes of which the hash was checked: loading a plan executes code.
+    Raises:
+        EngineError: it is not loaded; the library's own words are given.
+    """
+    errors: list[str] = []
+    runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
+    engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"the plan is not loaded: {errors[-1] if errors else 'the library says no more'}")
+    inspector: trt.EngineInspector = engine.create_engine_inspector()
+    memory = (engine.get_device_memory_size_for_profile_v2(place) for place in range(engine.num_optimization_profiles))
+    return Described(inspector.get_engine_information(library.LayerInformationFormat.JSON), tuple(memory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,8 @@ class Recipe(Config):
         precision: what the ONNX artefact must be in; whatever it is in when not given. TensorRT takes the precision
             from the graph and has no switch for it.
         profiles: one optimisation profile each.
-        cut_to_model: profiles that reach beyond the model's longest sequence are cut there, not refused.
+        cut_to_model: profiles that reach beyond the model's longest sequence are cut there, and those that begin
+            beyond it are left out; otherwise they are refused.
         targets: compute capabilities, a plan for each (TensorRT for RTX; TensorRT builds for the GPU that it runs on).
         optimization_level: how long the builder searches, 0 to 5; the library's own when not given.
         workspace_bytes: most scratch memory on the GPU that a layer may ask for; all of it when not given.
@@ -64,13 +66,14 @@ class Recipe(Config):
         Raises:
             ProfileError: one reaches beyond the model, and the recipe does not say that it is to be cut.
         """
-        for profile in self.profiles:
-            if profile.length[2] > max_length and not self.cut_to_model:
-                raise ProfileError(
-                    f"profile {profile} takes sequences of {profile.length[2]} tokens, and the model takes "
-                    f"{max_length}. Set length to {max_length} at the most, or cut_to_model = true."
-                )
-        return tuple(dict.fromkeys(_cut(profile, max_length) for profile in self.profiles))
+        kept = [one for one in self.profiles if one.length[0 if self.cut_to_model else 2] <= max_length]
+        beyond = [one for one in self.profiles if one not in kept]
+        if beyond and not (self.cut_to_model and kept):
+            raise ProfileError(
+                f"profile {beyond[0]} takes sequences of {beyond[0].length[2]} tokens, and the model takes "
+                f"{max_length}. Set length to {max_length} at the most, or cut_to_model = true."
+            )
+        return tuple(dict.fromkeys(_cut(profile, max_length) for profile in kept))
 
 
 _NOT_OF_RTX = {
@@ -98,15 +101,16 @@ def _check_targets(targets: tuple[str, ...]) -> None:
         raise ConfigError(f"targets = {list(targets)} names one twice.")
 
 
-def read_recipe(file: Path, targets: tuple[str, ...] = ()) -> Recipe:
+def read_recipe(file: Path, overrides: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file.
 
     Args:
+        overrides: `key=value`, on top of it.
         targets: what is to stand in the place of the recipe's own, where something is given.
     Raises:
         ConfigError: there is no such recipe, or a setting is unknown, out of range or not of its library.
     """
-    values = read_settings(file, (), "build")
+    values = read_settings(file, overrides, "build")
     return Recipe.parse(values | ({"targets": targets} if targets else {}), str(file))
 
 
