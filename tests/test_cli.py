@@ -35,6 +35,7 @@ VERBS = [
     ("train", "qa"),
     ("train", "tag"),
     ("export",),
+    ("build",),
     ("bench",),
     ("predict",),
     ("doctor",),
@@ -45,7 +46,7 @@ VERBS = [
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_needs_no_extra(verb: tuple[str, ...]) -> None:
     blocked = "import sys; [sys.modules.__setitem__(n, None) for n in " + repr(
-        ["torch", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib", "pyarrow", "safetensors"]
+        ["torch", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib", "pyarrow", "safetensors", "tensorrt_rtx"]
     )
     code = f"{blocked}]; sys.argv = ['bertfast', *{list(verb)!r}, '--help']; from bertfast.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)

@@ -39,7 +39,7 @@ class EngineRecord(Config):
 
     Attributes:
         library_version: what built it.
-        cuda_version: of the runtime that the library was built against; None where it does not tell.
+        cuda_version: the major version of CUDA that its wheels are for; None where their names do not tell.
         gpu: the GPU that it was built on; None where it was built ahead of time (TensorRT for RTX).
         onnx: the file in the artefact that it was built from; `onnx_sha256` its hash.
         calibration_sha256: of the text that INT8 was calibrated on; None in other precisions.

@@ -1,1 +1,1 @@
-"""Engines: shape plans, recipes, builders for TensorRT and TensorRT for RTX, and what an engine holds."""
+"""TensorRT engines: recipes, profiles planned from texts, the builder for two libraries, and what an engine holds."""

@@ -1,0 +1,92 @@
+"""The verb `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bertfast.cli.options import Overwrite, print_json
+from bertfast.console import notifying
+from bertfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bertfast.backends.engine_plan import EngineRecord
+    from bertfast.engine.build import Source
+    from bertfast.engine.recipe import Recipe
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe of ours by its name, or a TOML file.")]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="TensorRT for RTX: a compute capability such as SM89, in place of the recipe's."),
+]
+RecipeSettings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the recipe, such as optimization_level=5.")
+]
+Rebuild = Annotated[
+    bool, typer.Option("--rebuild", help="Build an engine again, in its place, from the ONNX and recipe inside it.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check an engine's files against its manifest; load nothing.")]
+
+
+def build(
+    artefact: Annotated[Path, typer.Argument(help="An exported ONNX artefact, or an engine.")],
+    recipe: RecipeFile = None,
+    out: OutFolder = None,
+    target: Targets = None,
+    settings: RecipeSettings = None,
+    rebuild: Rebuild = False,
+    verify: Verify = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build a TensorRT engine from an ONNX artefact; or rebuild or verify one."""
+    from bertfast.backends.engine_plan import read_engine
+    from bertfast.engine.build import build as build_engine
+    from bertfast.engine.build import open_source
+
+    if verify:
+        _, record = read_engine(artefact)
+        print_json(_in_short(artefact, record))
+        return
+    if rebuild and (recipe or settings):
+        raise ConfigError("--rebuild takes the recipe inside the engine. To build by another one, leave it out.")
+    source = open_source(artefact)
+    chosen = _again(source, target or ()) if rebuild else _recipe(recipe, settings or (), target or ())
+    if not rebuild and out is None:
+        raise ConfigError("build writes a directory: give --out DIR.")
+    place = out or artefact
+    with notifying() as notify:
+        record = build_engine(source, place, chosen, overwrite=overwrite or (rebuild and out is None), notify=notify)
+    print_json(_in_short(place, record))
+
+
+def _recipe(file: Path | None, settings: Sequence[str], targets: Sequence[str]) -> Recipe:
+    from bertfast.engine.recipe import read_recipe, recipe_names
+
+    if file is None:
+        raise ConfigError(f"build wants --recipe: a TOML file or one of {', '.join(recipe_names())}.")
+    return read_recipe(file, settings, targets)
+
+
+def _again(source: Source, targets: Sequence[str]) -> Recipe:
+    """The recipe that an engine was built with."""
+    from bertfast.engine.recipe import Recipe
+
+    if source.engine is None:
+        raise ConfigError(f"--rebuild takes an engine, and {source.path} is none. Give --recipe and --out.")
+    return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
+
+
+def _in_short(place: Path, record: EngineRecord) -> dict[str, Any]:
+    return {
+        "engine": str(place),
+        "library": f"{record.library} {record.library_version}",
+        "profiles": [str(profile) for profile in record.profiles],
+        "plans": {
+            plan.target: {"file": plan.file, "bytes": (place / plan.file).stat().st_size, "sha256": plan.sha256}
+            for plan in record.plans
+        },
+    }
