@@ -19,8 +19,10 @@ class Precision(enum.StrEnum):
     """The number format in which the matrix products run."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Config(BaseModel):
@@ -286,7 +288,7 @@ def read_settings(file: Path | None, overrides: Sequence[str], verb: str | None 
 def _read_toml(file: Path, known: Mapping[str, Traversable]) -> dict[str, Any]:
     name = str(file)
     source = known[name] if name in known and not file.is_file() else file
-    remedy = "Give --config a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
+    remedy = "Give a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
