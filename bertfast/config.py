@@ -288,7 +288,7 @@ def read_settings(file: Path | None, overrides: Sequence[str], verb: str | None 
 def _read_toml(file: Path, known: Mapping[str, Traversable]) -> dict[str, Any]:
     name = str(file)
     source = known[name] if name in known and not file.is_file() else file
-    remedy = "Give --config a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
+    remedy = "Give a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:

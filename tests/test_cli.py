@@ -489,3 +489,47 @@ def test_several_seeds_are_resumed_where_they_stand(
     refused = bertfast(*command[:-1], tmp_path / "student", "--teacher", pretrained)
     assert refused.returncode == 2
     assert "answers 'pretrain', and the student is to learn 'classify'" in refused.stderr
+
+
+def test_an_engine_is_built_verified_inspected_and_rebuilt_by_its_verb(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    built = bertfast("build", exported, "--recipe", "rtx-ahead-of-time", "--target", "SM89", "--out", out)
+    assert built.returncode == 0, built.stderr
+    found = json.loads(built.stdout)
+    assert list(found["plans"]) == ["SM89"]
+    verified = bertfast("build", out, "--verify")
+    assert (verified.returncode, json.loads(verified.stdout)) == (0, found)
+    inspected = json.loads(bertfast("build", out, "--inspect").stdout)
+    assert (inspected["engine"]["library"], inspected["graph"]["attentions"]) == ("tensorrt-rtx", 2)
+    data = (out / "SM89.plan").read_bytes()
+    (out / "SM89.plan").write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    refused = bertfast("build", out, "--verify")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"bertfast build {out} --rebuild" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    again = bertfast("build", out, "--rebuild")
+    assert again.returncode == 0, again.stderr
+    assert bertfast("build", out, "--verify").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "build wants --recipe: a TOML file or one of datacenter-fp16, "),
+        (("--recipe", "ltency", "--out", "x"), "ltency does not exist. Did you mean 'latency'?"),
+        (("--recipe", "latency"), "build writes a directory: give --out DIR."),
+        (("--recipe", "latency", "--out", "x", "--target", "SM89"), "are of TensorRT for RTX"),
+        (("--recipe", "latency", "--out", "x"), "tensorrt cannot be imported"),
+        (("--rebuild",), "--rebuild takes an engine, and "),
+        (("--rebuild", "--recipe", "latency"), "--rebuild takes the recipe inside the engine."),
+        (("--verify",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
+        (("--inspect",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
+    ],
+)
+def test_a_build_that_cannot_be_says_what_is_missing(
+    exported: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = bertfast("build", exported, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())

@@ -35,6 +35,7 @@ HEAVY = (
     "openvino",
     "onnx",
     "tensorrt",
+    "tensorrt_rtx",
     "transformers",
     "sklearn",
     "seqeval",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from bertfast import artifact
 from bertfast.config import Config, ShapeProfile
 from bertfast.errors import ArtifactError, EngineError
@@ -54,8 +56,8 @@ class EngineRecord(Config):
     onnx: str
     onnx_sha256: str
     calibration_sha256: str | None = None
-    plans: tuple[PlanRecord, ...]
-    profiles: tuple[ShapeProfile, ...]
+    plans: tuple[PlanRecord, ...] = Field(min_length=1)
+    profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
     cuda_graphs: bool = False

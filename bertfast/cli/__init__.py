@@ -194,6 +194,8 @@ def doctor(as_json: AsJson = False) -> None:
             present = "[green]yes[/]" if item["version"] else "[red]no[/]"
             table.add_row(present, item["name"], item["version"] or item["remedy"])
         console.print(table)
+    for problem in found["problems"]:
+        console.print(f"problem: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from bertfast.engine.build import Source
     from bertfast.engine.recipe import Recipe
 
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe of ours by its name, or a TOML file.")]
+_RECIPES = "latency, throughput, mixed, datacenter-fp16, datacenter-int8, datacenter-fp8, rtx-ahead-of-time"
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help=f"How to build: a TOML file, or one of the recipes {_RECIPES}.")
+]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
 Targets = Annotated[
     list[str] | None,
@@ -29,6 +33,9 @@ RecipeSettings = Annotated[
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="Build an engine again, in its place, from the ONNX and recipe inside it.")
 ]
+Inspect = Annotated[
+    bool, typer.Option("--inspect", help="What an engine was made of, and, on its GPU, what it executes.")
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check an engine's files against its manifest; load nothing.")]
 
 
@@ -39,10 +46,11 @@ def build(
     target: Targets = None,
     settings: RecipeSettings = None,
     rebuild: Rebuild = False,
+    inspect: Inspect = False,
     verify: Verify = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Build a TensorRT engine from an ONNX artefact; or rebuild or verify one."""
+    """Build a TensorRT engine from an ONNX artefact; or rebuild, inspect or verify one."""
     from bertfast.backends.engine_plan import read_engine
     from bertfast.engine.build import build as build_engine
     from bertfast.engine.build import open_source
@@ -50,6 +58,9 @@ def build(
     if verify:
         _, record = read_engine(artefact)
         print_json(_in_short(artefact, record))
+        return
+    if inspect:
+        _inspect(artefact)
         return
     if rebuild and (recipe or settings):
         raise ConfigError("--rebuild takes the recipe inside the engine. To build by another one, leave it out.")
@@ -78,6 +89,17 @@ def _again(source: Source, targets: Sequence[str]) -> Recipe:
     if source.engine is None:
         raise ConfigError(f"--rebuild takes an engine, and {source.path} is none. Give --recipe and --out.")
     return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
+
+
+def _inspect(path: Path) -> None:
+    from bertfast.engine.inspect import inspect
+
+    found = inspect(path)
+    print_json(found.model_dump(mode="json", exclude={"engine": {"recipe"}, "graph": {"quantized"}}))
+    for warning in found.compiled.warnings if found.compiled else ():
+        warnings.warn(warning, stacklevel=1)
+    if found.unseen:
+        warnings.warn(f"the layers of the plan are not shown: {found.unseen}", stacklevel=1)
 
 
 def _in_short(place: Path, record: EngineRecord) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def open_source(path: Path) -> Source:
     onnx = engine.onnx if engine else str(manifest.settings.get("engine_onnx", ONNX_FILE))
     made = {plan.file for plan in engine.plans} if engine else set()
     files = [name for name in manifest.files if name not in made and (name == onnx or not name.endswith(".onnx"))]
+    if onnx not in files:
+        raise ArtifactError(f"{path} has no {onnx}, which its engine is to be built from. Export it again.")
     for name in files:
         artifact.check_file(path / name, manifest.files[name])
     return Source(path, manifest, engine, manifest.precision, onnx, tuple(files))
