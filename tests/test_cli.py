@@ -347,7 +347,7 @@ def test_a_reader_that_stops_is_no_error(exported: Path, tmp_path: Path) -> None
 
 def test_doctor_names_what_is_there_and_what_to_install() -> None:
     found = json.loads(bertfast("doctor", "--json").stdout)
-    assert {item["name"] for item in found["backends"]} == {"torch", "onnxruntime", "openvino"}
+    assert {item["name"] for item in found["backends"]} == {"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"}
     for item in (*found["backends"], *found["packages"], *found["tools"]):
         assert bool(item["version"]) != bool(item["remedy"])
     assert "backends" in bertfast("doctor").stdout

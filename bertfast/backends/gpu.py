@@ -32,21 +32,26 @@ def first_gpu() -> Gpu:
     Raises:
         BackendError: there is no driver, or it sees no GPU.
     """
-    driver = _driver()
-    _ask(driver, "cuInit", ctypes.c_uint(0))
+    driver = open_driver()
+    ask(driver, "cuInit", ctypes.c_uint(0))
     device, version = ctypes.c_int(), ctypes.c_int()
     major, minor = ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
-    _ask(driver, "cuDriverGetVersion", ctypes.byref(version))
-    _ask(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-    _ask(driver, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
-    _ask(driver, "cuDeviceGetAttribute", ctypes.byref(major), ctypes.c_int(_CAPABILITY_MAJOR), device)
-    _ask(driver, "cuDeviceGetAttribute", ctypes.byref(minor), ctypes.c_int(_CAPABILITY_MINOR), device)
+    ask(driver, "cuDriverGetVersion", ctypes.byref(version))
+    ask(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+    ask(driver, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+    ask(driver, "cuDeviceGetAttribute", ctypes.byref(major), ctypes.c_int(_CAPABILITY_MAJOR), device)
+    ask(driver, "cuDeviceGetAttribute", ctypes.byref(minor), ctypes.c_int(_CAPABILITY_MINOR), device)
     cuda = (version.value // 1000, version.value % 1000 // 10)
     return Gpu(name.value.decode(), f"SM{major.value}{minor.value}", cuda)
 
 
-def _driver() -> ctypes.CDLL:
+def open_driver() -> ctypes.CDLL:
+    """The driver's library.
+
+    Raises:
+        BackendError: there is none.
+    """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         return ctypes.CDLL(name)
@@ -57,7 +62,8 @@ def _driver() -> ctypes.CDLL:
         ) from None
 
 
-def _ask(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+def ask(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """Call a function of the driver; BackendError where it answers with an error."""
     status = getattr(driver, function)(*arguments)
     if status:
         text = ctypes.c_char_p()

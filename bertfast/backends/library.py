@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from bertfast.backends.engine_plan import Library
 from bertfast.errors import BackendError
@@ -12,18 +12,19 @@ from bertfast.errors import BackendError
 if TYPE_CHECKING:
     import tensorrt as trt
 
+TensorRT: TypeAlias = Any  # either module; a test types it by the real one and checks every use
 MODULES: Mapping[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS: Mapping[Library, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
-def load_library(name: Library) -> Any:
+def load_library(name: Library) -> TensorRT:
     """The module of a library.
 
     Raises:
         BackendError: it is not installed, or is too old to build typed networks.
     """
     try:
-        library: Any = importlib.import_module(MODULES[name])
+        library = cast(TensorRT, importlib.import_module(MODULES[name]))
     except ImportError as error:
         raise BackendError(f"{name} cannot be imported ({error}): pip install 'bertfast[{EXTRAS[name]}]'") from None
     if not hasattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
@@ -31,12 +32,14 @@ def load_library(name: Library) -> Any:
     return library
 
 
-def make_logger(library: Any, errors: list[str]) -> trt.ILogger:
+def make_logger(library: TensorRT, errors: list[str]) -> trt.ILogger:
     """A logger that keeps errors for the message that names them, and drops the rest."""
 
-    class Log(library.ILogger):  # type: ignore[misc]
+    base: Any = library.ILogger
+
+    class Log(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            library.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity <= library.ILogger.ERROR:

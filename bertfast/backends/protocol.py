@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from bertfast.config import Precision
+from bertfast.config import Precision, ShapeProfile
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
@@ -18,6 +18,14 @@ BATCH_COST_TOKENS = 32
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
+# not yet measured on a GPU
+_ON_A_GPU = {
+    Precision.FP32: 1e-4,
+    Precision.FP16: 1e-2,
+    Precision.BF16: 5e-2,
+    Precision.INT8: 1e-1,
+    Precision.FP8: 1e-1,
+}
 _TOLERANCE = {
     ("torch", Precision.FP32): 1e-5,
     ("onnxruntime", Precision.FP32): 1e-5,
@@ -26,6 +34,7 @@ _TOLERANCE = {
     # against the same steps in torch: a sum that ends elsewhere in its last bit may round to the next step
     ("onnxruntime", Precision.INT8): 5e-2,
     ("openvino", Precision.INT8): 1e-1,
+    **{(name, precision): error for name in ("tensorrt", "tensorrt-rtx") for precision, error in _ON_A_GPU.items()},
 }
 
 
@@ -51,10 +60,12 @@ class Backend(ABC):
         name: as in `--backend NAME`.
         precision: what the matrix products execute in, as read back from the runtime when the model was loaded.
         batch_cost_tokens: what a batch costs beside its tokens, in tokens; batches are cut accordingly.
+        profiles: the shapes that it takes; any, where there are none.
     """
 
     name: str
     precision: Precision
+    profiles: tuple[ShapeProfile, ...] = ()
     batch_cost_tokens = BATCH_COST_TOKENS
 
     @abstractmethod

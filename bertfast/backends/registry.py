@@ -56,10 +56,24 @@ def _open_openvino(model: ServedModel, threads: int | None) -> Backend:
     return OpenVinoBackend(model, threads)
 
 
+def _open_tensorrt(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(model, "tensorrt")
+
+
+def _open_tensorrt_rtx(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(model, "tensorrt-rtx")
+
+
 _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
+    "tensorrt": _Runtime("engine", "tensorrt", "gpu", _open_tensorrt),
+    "tensorrt-rtx": _Runtime("engine", "tensorrt_rtx", "rtx", _open_tensorrt_rtx),
 }
 
 
@@ -79,8 +93,9 @@ def backends_for(model: ServedModel) -> list[str]:
 
 
 def _runs(runtime: Availability, model: ServedModel) -> bool:
-    """Whether a runtime runs artefacts of this kind in this precision."""
-    return runtime.kind == model.kind and model.precision in precisions(runtime.name)
+    """Whether a runtime runs artefacts of this kind in this precision, and is the library of an engine."""
+    built_by = model.engine.library if model.engine else runtime.name
+    return runtime.kind == model.kind and built_by == runtime.name and model.precision in precisions(runtime.name)
 
 
 def open_backend(model: ServedModel, name: str | None = None, *, threads: int | None = None) -> Backend:
