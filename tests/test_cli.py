@@ -347,7 +347,13 @@ def test_a_reader_that_stops_is_no_error(exported: Path, tmp_path: Path) -> None
 
 def test_doctor_names_what_is_there_and_what_to_install() -> None:
     found = json.loads(bertfast("doctor", "--json").stdout)
-    assert {item["name"] for item in found["backends"]} == {"torch", "onnxruntime", "openvino"}
+    assert {item["name"] for item in found["backends"]} == {
+        "torch",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    }
     for item in (*found["backends"], *found["packages"], *found["tools"]):
         assert bool(item["version"]) != bool(item["remedy"])
     assert "backends" in bertfast("doctor").stdout
@@ -510,6 +516,23 @@ def test_an_engine_is_built_verified_inspected_and_rebuilt_by_its_verb(exported:
     again = bertfast("build", out, "--rebuild")
     assert again.returncode == 0, again.stderr
     assert bertfast("build", out, "--verify").returncode == 0
+
+
+def test_profiles_are_planned_from_texts_and_kept_for_a_rebuild(
+    exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "engine"
+    planned = ["--plan-from", row_files[1], "--buckets", "2", "--set", 'targets=["SM89"]']
+    built = bertfast("build", exported, "--recipe", "rtx-ahead-of-time", "--out", out, *planned)
+    assert built.returncode == 0, built.stderr
+    first, *others = json.loads(built.stdout)["profiles"]
+    assert len(others) == 2
+    assert len(set(first.split(" x ")[1].split(".."))) == 1  # a bucket has one length
+    assert others[-1].endswith("..64")  # and what is longer has a profile up to the model's limit
+    assert "padding among the computed tokens: one profile" in built.stderr
+    again = bertfast("build", out, "--rebuild", "--target", "SM120", "--out", tmp_path / "again")
+    assert json.loads(again.stdout)["profiles"] == [first, *others]
+    assert list(json.loads(again.stdout)["plans"]) == ["SM120"]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
-from bertfast.cli.options import Overwrite, print_json
-from bertfast.console import notifying
+from bertfast.cli.options import Overwrite, PairColumn, TextColumn, print_json
+from bertfast.console import errors, notifying
 from bertfast.errors import ConfigError
 
 if TYPE_CHECKING:
     from bertfast.backends.engine_plan import EngineRecord
     from bertfast.engine.build import Source
+    from bertfast.engine.planner import ShapePlan
     from bertfast.engine.recipe import Recipe
+    from bertfast.text.labelled import Columns
 
 _RECIPES = "latency, throughput, mixed, datacenter-fp16, datacenter-int8, datacenter-fp8, rtx-ahead-of-time"
 RecipeFile = Annotated[
@@ -27,6 +31,11 @@ Targets = Annotated[
     list[str] | None,
     typer.Option("--target", help="TensorRT for RTX: a compute capability such as SM89, in place of the recipe's."),
 ]
+PlanFrom = Annotated[
+    Path | None,
+    typer.Option(help="Texts like those that will be served: their lengths make the profiles, not the recipe."),
+]
+Buckets = Annotated[int, typer.Option(min=1, help="With --plan-from: lengths that texts are padded to.")]
 RecipeSettings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the recipe, such as optimization_level=5.")
 ]
@@ -45,6 +54,10 @@ def build(
     out: OutFolder = None,
     target: Targets = None,
     settings: RecipeSettings = None,
+    plan_from: PlanFrom = None,
+    buckets: Buckets = 4,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     rebuild: Rebuild = False,
     inspect: Inspect = False,
     verify: Verify = False,
@@ -54,6 +67,7 @@ def build(
     from bertfast.backends.engine_plan import read_engine
     from bertfast.engine.build import build as build_engine
     from bertfast.engine.build import open_source
+    from bertfast.text.labelled import Columns
 
     if verify:
         _, record = read_engine(artefact)
@@ -62,12 +76,14 @@ def build(
     if inspect:
         _inspect(artefact)
         return
-    if rebuild and (recipe or settings):
+    if rebuild and (recipe or settings or plan_from):
         raise ConfigError("--rebuild takes the recipe inside the engine. To build by another one, leave it out.")
     source = open_source(artefact)
     chosen = _again(source, target or ()) if rebuild else _recipe(recipe, settings or (), target or ())
     if not rebuild and out is None:
         raise ConfigError("build writes a directory: give --out DIR.")
+    if plan_from:
+        chosen = _planned(artefact, chosen, plan_from, Columns(text=text_column, pair=pair_column), buckets)
     place = out or artefact
     with notifying() as notify:
         record = build_engine(source, place, chosen, overwrite=overwrite or (rebuild and out is None), notify=notify)
@@ -89,6 +105,44 @@ def _again(source: Source, targets: Sequence[str]) -> Recipe:
     if source.engine is None:
         raise ConfigError(f"--rebuild takes an engine, and {source.path} is none. Give --recipe and --out.")
     return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
+
+
+def _planned(artefact: Path, recipe: Recipe, texts: Path, columns: Columns, buckets: int) -> Recipe:
+    """The recipe with profiles for the lengths of these texts, for batches as large as its own allow."""
+    from bertfast.backends import open_served
+    from bertfast.engine.planner import plan_shapes, sequence_lengths
+    from bertfast.text.hub import local_data
+
+    served = open_served(artefact)
+    plan = plan_shapes(
+        sequence_lengths(served, local_data(texts), columns),
+        served.context.max_length,
+        buckets=buckets,
+        batch_tokens=max(profile.batch[2] * profile.length[2] for profile in recipe.profiles),
+        max_batch=max(profile.batch[2] for profile in recipe.profiles),
+    )
+    _show(plan)
+    return recipe.model_copy(update={"profiles": plan.profiles})
+
+
+def _show(plan: ShapePlan) -> None:
+    """Bucket by bucket, on standard error."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("padded to", "sequences", "padding"):
+        table.add_column(heading, justify="right")
+    for bucket in plan.buckets:
+        padding = 1 - bucket.real_tokens / (bucket.sequences * bucket.length)
+        table.add_row(str(bucket.length), f"{bucket.sequences:,}", f"{padding:.1%}")
+    errors.print(table, highlight=False)
+    one, by_length, buckets = map(
+        plan.waste, (plan.padded.one_profile, plan.padded.sorted_batches, plan.padded.buckets)
+    )
+    errors.print(
+        f"padding among the computed tokens: one profile {one:.1%}, sorted batches {by_length:.1%}, these buckets "
+        f"{buckets:.1%}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _inspect(path: Path) -> None:

@@ -11,7 +11,6 @@ from bertfast import artifact
 from bertfast.artifact import Draft, Manifest
 from bertfast.backends.engine_plan import EngineRecord, PlanRecord
 from bertfast.backends.gpu import first_gpu
-from bertfast.backends.library import load_library
 from bertfast.backends.served import ONNX_FILE
 from bertfast.config import Precision, ShapeProfile
 from bertfast.engine.library import Network, Product, build_plan, cuda_version, products, read_network
@@ -85,11 +84,10 @@ def build(
     artifact.refuse_existing(out, "engine", overwrite)
     _check_precision(source, recipe)
     profiles = recipe.fit(int(source.manifest.settings["max_length"]))
-    library = load_library(recipe.library)
+    notify("reading the graph", 0, 1)
+    network = read_network(recipe.library, source.path / source.onnx)
     gpu = None if recipe.targets else first_gpu()
     targets = (gpu.compute_capability,) if gpu else recipe.targets
-    notify("reading the graph", 0, 1)
-    network = read_network(library, source.path / source.onnx)
     check_products(products(network), source, recipe.targets)
     manifest = source.manifest
     with artifact.create(
@@ -107,7 +105,7 @@ def build(
         quantization = manifest.settings.get("quantization", {})
         record = EngineRecord(
             library=recipe.library,
-            library_version=library.__version__,
+            library_version=network.version,
             cuda_version=cuda_version(recipe.library),
             gpu=gpu and gpu.name,
             onnx=source.onnx,

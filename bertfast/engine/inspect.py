@@ -12,9 +12,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from bertfast.backends.engine_plan import EngineRecord, Here, check_loadable, read_engine, read_plan
-from bertfast.backends.gpu import first_gpu
-from bertfast.backends.library import load_library
+from bertfast.backends.engine_plan import EngineRecord, read_engine
 from bertfast.config import Config
 from bertfast.engine.library import describe_plan
 from bertfast.errors import BackendError, EngineError
@@ -115,18 +113,12 @@ def inspect(path: Path) -> Inspection:
     graph = read_graph(path / record.onnx)
     compiled, unseen = None, None
     try:
-        compiled = _compiled(path, record, graph)
+        described = describe_plan(path, record)
+        compiled = judge(read_layers(described.layers), graph, described.memory_bytes)
     except (BackendError, EngineError) as refusal:
         unseen = str(refusal)
     sizes = {plan.target: (path / plan.file).stat().st_size for plan in record.plans}
     return Inspection(engine=record, plans=sizes, graph=graph, compiled=compiled, unseen=unseen)
-
-
-def _compiled(path: Path, record: EngineRecord, graph: Graph) -> Compiled:
-    library, gpu = load_library(record.library), first_gpu()
-    here = Here(record.library, library.__version__, gpu.name, gpu.compute_capability)
-    described = describe_plan(library, read_plan(path, check_loadable(path, record, here)))
-    return judge(read_layers(described.layers), graph, described.memory_bytes)
 
 
 def read_graph(file: Path) -> Graph:

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from bertfast.backends.engine_plan import Library
 from bertfast.backends.library import TensorRT, make_logger
+=======
+from bertfast.backends.engine_plan import EngineRecord, Here, Library, check_loadable, read_plan
+from bertfast.backends.gpu import first_gpu
+from bertfast.backends.library import TensorRT, load_library, make_logger
+>>>>>>> engine
 from bertfast.config import ShapeProfile
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import EngineError
@@ -34,6 +40,11 @@ class Network:
     definition: trt.INetworkDefinition
     parser: trt.OnnxParser
     errors: list[str]
+
+    @property
+    def version(self) -> str:
+        """That of the library."""
+        return self.library.__version__  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,18 @@ def cuda_version(name: Library) -> str | None:
     return found and found[1]
 
 
+<<<<<<< HEAD
 def read_network(library: TensorRT, onnx: Path) -> Network:
+=======
+def read_network(name: Library, onnx: Path) -> Network:
+>>>>>>> engine
     """Parse an ONNX file.
 
     Raises:
+        BackendError: the library is missing.
         EngineError: an operator is not supported, or the file is no ONNX; node and operator are named.
     """
-    errors: list[str] = []
+    library, errors = load_library(name), list[str]()
     logger = make_logger(library, errors)
     builder: trt.Builder = library.Builder(logger)
     # 10.13 types strongly when it is told to, 11 and RTX always
@@ -124,12 +140,12 @@ def build_plan(
     if recipe.timing_cache:
         config.set_timing_cache(config.create_timing_cache(cache), False)
     network.errors.clear()
-    plan: trt.IHostMemory | None = network.builder.build_serialized_network(network.definition, config)
+    plan: Any = network.builder.build_serialized_network(network.definition, config)
     if plan is None:
         said = network.errors[-1] if network.errors else "it says no more"
         raise EngineError(f"no plan for {target or 'the GPU that is here'} was built: {said}")
-    timed = bytes(config.get_timing_cache().serialize()) if recipe.timing_cache else b""
-    return bytes(plan), timed
+    timed: Any = config.get_timing_cache().serialize() if recipe.timing_cache else b""
+    return bytes(plan), bytes(timed)
 
 
 def _configure(
@@ -162,7 +178,10 @@ def _profile(network: Network, shapes: ShapeProfile) -> trt.IOptimizationProfile
     profile: trt.IOptimizationProfile = network.builder.create_optimization_profile()
     for number in range(network.definition.num_inputs):
         name = network.definition.get_input(number).name
-        profile.set_shape(name, *zip(shapes.batch, shapes.length, strict=True))
+        least, best, most = (
+            network.library.Dims2(batch, length) for batch, length in zip(shapes.batch, shapes.length, strict=True)
+        )
+        profile.set_shape(name, least, best, most)
     return profile
 
 
@@ -179,19 +198,26 @@ class Described:
     memory_bytes: tuple[int, ...]
 
 
+<<<<<<< HEAD
 def describe_plan(library: TensorRT, plan: bytes) -> Described:
     """Load a plan, which needs a GPU that it was built for, and ask the inspector about it.
+=======
+def describe_plan(path: Path, record: EngineRecord) -> Described:
+    """Load the plan of an engine for the GPU that is here, and ask the inspector about it.
+>>>>>>> engine
 
-    Args:
-        plan: bytes of which the hash was checked: loading a plan executes code.
     Raises:
-        EngineError: it is not loaded; the library's own words are given.
+        BackendError: the library is missing, or there is no GPU.
+        EngineError: the engine was not built for this library and this GPU, or is not loaded.
     """
+    library, gpu = load_library(record.library), first_gpu()
+    here = Here(record.library, library.__version__, gpu.name, gpu.compute_capability)
+    plan = read_plan(path, check_loadable(path, record, here))
     errors: list[str] = []
     runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"the plan is not loaded: {errors[-1] if errors else 'the library says no more'}")
+        raise EngineError(f"{path} is not loaded: {errors[-1] if errors else 'the library says no more'}")
     inspector: trt.EngineInspector = engine.create_engine_inspector()
     memory = (engine.get_device_memory_size_for_profile_v2(place) for place in range(engine.num_optimization_profiles))
     return Described(inspector.get_engine_information(library.LayerInformationFormat.JSON), tuple(memory))

@@ -99,7 +99,7 @@ def test_without_a_gpu_the_rest_is_told_and_why(
     def no_driver() -> None:
         raise BackendError("there is no NVIDIA driver here")
 
-    monkeypatch.setattr("bertfast.engine.inspect.first_gpu", no_driver)
+    monkeypatch.setattr("bertfast.engine.library.first_gpu", no_driver)
     found = inspect(engine)
     assert found.plans == {target: (engine / f"{target}.plan").stat().st_size for target in ("SM86", "SM120")}
     assert (found.compiled, found.unseen) == (None, "there is no NVIDIA driver here")

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bertfast.backends.engine_plan import read_engine
+from bertfast.backends.gpu import Gpu
 from bertfast.backends.library import load_library
 from bertfast.config import ShapeProfile
 from bertfast.engine.build import _FIRST_TARGET, _FORMATS
@@ -59,7 +61,7 @@ def product(operands: str, around: str, file: Path) -> Path:
 def test_the_first_target_of_each_format_is_what_the_library_builds_for(
     operands: str, around: str, tmp_path: Path
 ) -> None:
-    network = read_network(load_library("tensorrt-rtx"), product(operands, around, tmp_path / "product.onnx"))
+    network = read_network("tensorrt-rtx", product(operands, around, tmp_path / "product.onnx"))
     (found,) = products(network)
     assert found == Product(found.name, operands, around, WIDTH * WIDTH)
     assert found.name.startswith("the/MatMul")
@@ -80,17 +82,17 @@ def test_an_operator_that_is_not_known_is_named_with_its_node(tmp_path: Path) ->
     model = helper.make_model(helper.make_graph([node], "graph", [x], [y]), opset_imports=opsets, ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(EngineError, match=r"model.onnx is not built: node 'layer.3/lift' of operator Antigravity: .+"):
-        read_network(load_library("tensorrt-rtx"), tmp_path / "model.onnx")
+        read_network("tensorrt-rtx", tmp_path / "model.onnx")
 
 
 def test_a_file_that_is_no_onnx_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"model.onnx is not built: .+"):
-        read_network(load_library("tensorrt-rtx"), tmp_path / "model.onnx")
+        read_network("tensorrt-rtx", tmp_path / "model.onnx")
 
 
 def test_a_workspace_that_is_too_small_is_told_in_the_library_s_words(tmp_path: Path, exported: Path) -> None:
-    network = read_network(load_library("tensorrt-rtx"), exported / "model.onnx")
+    network = read_network("tensorrt-rtx", exported / "model.onnx")
     profile = ShapeProfile(batch=(1, 2, 4), length=(1, 16, 64))
     recipe = Recipe(library="tensorrt-rtx", profiles=(profile,), targets=("SM86",), workspace_bytes=16)
     with pytest.raises(EngineError, match="no plan for SM86 was built: .*workspace"):
@@ -108,6 +110,14 @@ def test_the_cuda_of_the_wheels_is_told() -> None:
     assert cuda_version("tensorrt") is None
 
 
-def test_a_plan_is_not_loaded_without_a_gpu_and_the_library_says_why(engine: Path) -> None:
-    with pytest.raises(EngineError, match="the plan is not loaded: .+"):
-        describe_plan(load_library("tensorrt-rtx"), b"not a plan")
+def test_a_plan_that_the_library_does_not_load_is_told_in_its_words(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is not here: the library finds none when it loads the plan."""
+    monkeypatch.setattr("bertfast.engine.library.first_gpu", lambda: Gpu("NVIDIA RTX 5090", "SM120", (13, 0)))
+    _, record = read_engine(engine)
+    with pytest.raises(EngineError, match=f"{engine} is not loaded: .+"):
+        describe_plan(engine, record)
+    monkeypatch.setattr("bertfast.engine.library.first_gpu", lambda: Gpu("NVIDIA L4", "SM89", (13, 0)))
+    with pytest.raises(EngineError, match="built for SM86, SM120, and NVIDIA L4 has compute capability SM89"):
+        describe_plan(engine, record)
