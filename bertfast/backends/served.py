@@ -32,11 +32,7 @@ class ServedModel:
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         int8_weights: how many of its weights were promised to be multiplied in INT8.
         checkpoint: what it was read from, where that is a checkpoint.
-<<<<<<< HEAD
-        engine: what its manifest says of its plans, where that is an engine.
-=======
         engine: what its manifest says of its plans, where it is one.
->>>>>>> engine
     """
 
     path: Path
@@ -62,32 +58,20 @@ def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedM
     Args:
         settings: the task's settings that are to be others than the artefact's.
     Raises:
-<<<<<<< HEAD
-        ArtifactError: it is none of these, or not whole, or has no head for a task.
-        EngineError: a plan of an engine is not the one that was built.
-=======
         ArtifactError: it is none of them, or not whole, or has no head for a task.
         EngineError: a plan of the engine is not the one that was built.
->>>>>>> engine
         ConfigError: a setting is none of the task's, or is fixed in an exported graph.
     """
     has_manifest = (path / artifact.MANIFEST).is_file()
     kind = artifact.read_manifest(path).kind if has_manifest else None
     if kind == "onnx":
-<<<<<<< HEAD
-        return _open_exported(path, artifact.open_manifest(path), settings)
-    if kind == "engine":
-        manifest, engine = read_engine(path)
-        return replace(_open_exported(path, manifest, settings), engine=engine)
-=======
         return _open_exported(path, artifact.open_manifest(path), None, settings)
     if kind == "engine":
         return _open_exported(path, *read_engine(path), settings)
->>>>>>> engine
     if has_manifest or config_file(path).is_file():
         return _open_checkpoint(path, settings)
     artifact.open_manifest(path)  # says what is wrong with it
-    raise ArtifactError(f"{path} is neither a checkpoint nor an exported model.")
+    raise ArtifactError(f"{path} is neither a checkpoint nor an exported model nor an engine.")
 
 
 def _open_checkpoint(path: Path, settings: Mapping[str, Any]) -> ServedModel:
@@ -115,13 +99,9 @@ def _promised(path: Path, manifest: artifact.Manifest) -> int:
     return int(manifest.settings["int8_weights"])
 
 
-<<<<<<< HEAD
-def _open_exported(path: Path, manifest: artifact.Manifest, settings: Mapping[str, Any]) -> ServedModel:
-=======
 def _open_exported(
     path: Path, manifest: artifact.Manifest, engine: EngineRecord | None, settings: Mapping[str, Any]
 ) -> ServedModel:
->>>>>>> engine
     if manifest.task is None or manifest.precision is None:
         raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
     task = get_task(manifest.task)
@@ -139,4 +119,5 @@ def _open_exported(
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
         int8_weights=_promised(path, manifest),
+        engine=engine,
     )

@@ -8,16 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-from bertfast.backends.engine_plan import Library
-from bertfast.backends.library import TensorRT, make_logger
-=======
 from bertfast.backends.engine_plan import EngineRecord, Here, Library, check_loadable, read_plan
 from bertfast.backends.gpu import first_gpu
 from bertfast.backends.library import TensorRT, load_library, make_logger
->>>>>>> engine
 from bertfast.config import ShapeProfile
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import EngineError
@@ -73,11 +68,7 @@ def cuda_version(name: Library) -> str | None:
     return found and found[1]
 
 
-<<<<<<< HEAD
-def read_network(library: TensorRT, onnx: Path) -> Network:
-=======
 def read_network(name: Library, onnx: Path) -> Network:
->>>>>>> engine
     """Parse an ONNX file.
 
     Raises:
@@ -198,13 +189,8 @@ class Described:
     memory_bytes: tuple[int, ...]
 
 
-<<<<<<< HEAD
-def describe_plan(library: TensorRT, plan: bytes) -> Described:
-    """Load a plan, which needs a GPU that it was built for, and ask the inspector about it.
-=======
 def describe_plan(path: Path, record: EngineRecord) -> Described:
     """Load the plan of an engine for the GPU that is here, and ask the inspector about it.
->>>>>>> engine
 
     Raises:
         BackendError: the library is missing, or there is no GPU.
