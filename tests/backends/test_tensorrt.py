@@ -11,16 +11,19 @@ import pytest
 
 import bertfast
 from bertfast import artifact
-from bertfast.backends import gpu, open_served, tensorrt
+from bertfast.backends import backends_for, gpu, open_served, tensorrt
 from bertfast.backends.cuda import Cuda
 from bertfast.backends.engine_plan import EngineRecord, Library, PlanRecord
 from bertfast.backends.predictor import Predictor
 from bertfast.backends.served import ServedModel
 from bertfast.backends.tensorrt import TensorRTBackend
-from bertfast.config import Precision, ShapeProfile
+from bertfast.config import ModelConfig, Precision, ShapeProfile
 from bertfast.errors import BackendError, EngineError, ProfileError
+from bertfast.export.export import export
 from bertfast.text.batch import Batch
+from bertfast.text.tokenizer import Tokenizer
 from tests.backends.fake_gpu import GPU, CudaGraphStrategy, FakeDriver, FakeTensorRT
+from tests.conftest import write_checkpoint
 
 PLAN = b"a plan of nothing"
 SMALL = ShapeProfile(batch=(1, 1, 2), length=(16, 16, 32))
@@ -237,6 +240,26 @@ def test_a_driver_that_is_too_old_is_named(bench: Bench) -> None:
     message = r"11\.4\.0\.106 does not start on Fake GPU: CUDA initialization failure with error: 35\. .* CUDA 13\.0"
     with pytest.raises(BackendError, match=message):
         TensorRTBackend(model, "tensorrt")
+
+
+def test_an_engine_goes_to_the_library_that_built_it(bench: Bench) -> None:
+    model = bench.model(SMALL, library="tensorrt-rtx")
+    assert backends_for(model) == ["tensorrt-rtx"]
+    with pytest.raises(EngineError, match="was built by tensorrt-rtx, and tensorrt is to load it"):
+        TensorRTBackend(model, "tensorrt")
+    assert not bench.library.loaded
+
+
+def test_padding_is_cut_from_outputs_by_token(
+    tmp_path: Path, tiny_config: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagger = write_checkpoint(tmp_path / "tagger", "tag", tiny_config, tokenizer, ("O", "B-a", "I-a"))
+    export(tagger, tmp_path / "onnx")
+    made = Bench(tmp_path / "engine", tmp_path / "onnx", monkeypatch)
+    with made.source, TensorRTBackend(made.model(SMALL), "tensorrt") as backend:
+        found, wanted = backend.run(batch(2, 5))["logits"], made.source.backend.run(batch(2, 5))["logits"]
+    assert found.shape == wanted.shape == (2, 5, 3)
+    assert np.allclose(found, wanted, atol=1e-4)
 
 
 def test_without_a_driver_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

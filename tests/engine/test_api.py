@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 import bertfast
+from tests.backends import fake_gpu
 
 PACKAGE = Path(bertfast.__file__).parent
 IMPORT = re.compile(r"^\s*(import tensorrt|from bertfast.backends.library import)", re.MULTILINE)
@@ -230,3 +231,18 @@ def test_what_is_gone_is_gone_and_not_used(stubs: dict[str, Path]) -> None:
     assert not [name for owner, names in GONE.items() for name in names if name in known[owner]]
     gone = {name for names in GONE.values() for name in names} - {"FP16", "INT8", "BF16", "FP8"}
     assert not [use for file in files_of(PACKAGE) for use in uses(file, gone)]
+
+
+@pytest.mark.parametrize("library", BINDINGS)
+def test_the_fake_has_nothing_that_the_library_lacks(library: str, stubs: dict[str, Path]) -> None:
+    known = members(stubs[library])
+    fakes = [getattr(fake_gpu, name) for name in dir(fake_gpu) if name in known]
+    assert {fake.__name__ for fake in fakes} >= {
+        "Runtime",
+        "ICudaEngine",
+        "IExecutionContext",
+        "IRuntimeConfig",
+    } - LACKING[library]
+    for fake in fakes:
+        own = {name for name in vars(fake) if not name.startswith("_")}
+        assert own <= known[fake.__name__], fake
