@@ -23,6 +23,13 @@ def test_a_batch_goes_where_it_is_padded_the_least(rows: int, length: int, wante
     assert profiles[choose_profile(profiles, rows, length)] == wanted
 
 
+def test_less_padding_counts_before_a_nearer_best_shape() -> None:
+    long = ShapeProfile(batch=(1, 1, 16), length=(32, 32, 32))
+    short = ShapeProfile(batch=(1, 2, 2), length=(8, 64, 64))
+    assert choose_profile([long, short], 1, 8) == 1
+    assert [len(group) for group in group_by_profile([8] * 4, [long, short], 8)] == [2, 2]
+
+
 def test_of_equal_padding_the_nearest_best_shape_wins() -> None:
     near = ShapeProfile(batch=(1, 8, 32), length=(1, 128, 512))
     far = ShapeProfile(batch=(1, 32, 32), length=(1, 512, 512))

@@ -175,6 +175,18 @@ def test_outputs_are_float32_and_computed_where_the_inputs_lie(bench: Bench) -> 
         assert bench.library.computed == [(2, 20), (2, 20)]
 
 
+def test_an_upload_waits_until_the_last_one_has_left_the_pinned_memory(bench: Bench) -> None:
+    model = bench.model(SMALL)
+    compute, seen = bench.library.compute, []
+    bench.library.compute = lambda inputs: (seen.append(int(inputs.input_ids[0, 0])), compute(inputs))[1]
+    with TensorRTBackend(model, "tensorrt") as backend:
+        for value in (5, 6):
+            ones = np.ones((1, 16), np.int64)
+            backend.execute(backend.upload(Batch(ones * value, ones, ones * 0)))
+        backend.synchronize()
+    assert seen == [5, 6]
+
+
 @pytest.mark.parametrize(
     ("rows", "length", "message"),
     [
