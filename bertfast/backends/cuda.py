@@ -121,10 +121,14 @@ class Cuda:
         self._ask("cuGraphExecDestroy", c_void_p(graph))
 
     def close(self) -> None:
-        """Let go of the stream and of all memory."""
-        for address in self._memory:
-            self._ask("cuMemFree_v2", c_ulonglong(address))
-        for address in self._pinned:
-            self._ask("cuMemFreeHost", c_void_p(address))
+        """Let go of the stream and of all memory. A second call does nothing."""
+        if not self.stream:
+            return
+        self.synchronize()
+        while self._memory:
+            self._ask("cuMemFree_v2", c_ulonglong(self._memory.pop()))
+        while self._pinned:
+            self._ask("cuMemFreeHost", c_void_p(self._pinned.pop()))
         self._ask("cuStreamDestroy_v2", c_void_p(self.stream))
         ask(self._driver, "cuDevicePrimaryCtxRelease_v2", self._device)
+        self.stream = 0

@@ -132,6 +132,7 @@ class TensorRTBackend(Backend):
             self.cuda.drop(captured.graph)
         self.captured.clear()
         self.contexts.clear()
+        vars(self).pop("engine", None)  # contexts before their engine, and both before the memory that they use
         self.cuda.close()
 
     def _load(self, library: TensorRT, plan: bytes, gpu: Gpu, cuda_graphs: bool) -> None:

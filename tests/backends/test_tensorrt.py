@@ -122,6 +122,7 @@ def test_what_was_allocated_is_freed(bench: Bench) -> None:
         backend.run(batch(2, 16))
         assert len(bench.driver.device) == 5  # activations, three inputs, one output
         assert bench.driver.graphs
+        backend.close()
     assert not bench.driver.device
     assert not bench.driver.pinned
     assert not bench.driver.graphs
