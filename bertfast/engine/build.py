@@ -40,6 +40,11 @@ class Source:
     files: tuple[str, ...]
 
     @property
+    def calibration_sha256(self) -> str | None:
+        found: str | None = self.manifest.settings.get("quantization", {}).get("calibration_sha256")
+        return found
+
+    @property
     def parents(self) -> dict[str, str]:
         return self.manifest.parents if self.engine else {**self.manifest.parents, "onnx": self.manifest.sha256}
 
@@ -102,7 +107,6 @@ def build(
         for name in source.files:
             (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path / name, draft.path / name)
-        quantization = manifest.settings.get("quantization", {})
         record = EngineRecord(
             library=recipe.library,
             library_version=network.version,
@@ -110,7 +114,7 @@ def build(
             gpu=gpu and gpu.name,
             onnx=source.onnx,
             onnx_sha256=manifest.files[source.onnx].sha256,
-            calibration_sha256=quantization.get("calibration_sha256"),
+            calibration_sha256=source.calibration_sha256,
             plans=_write_plans(draft, network, recipe, profiles, targets, notify),
             profiles=profiles,
             hardware_compatibility=recipe.hardware_compatibility,

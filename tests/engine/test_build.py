@@ -11,9 +11,11 @@ from onnx import TensorProto
 
 from bertfast import artifact
 from bertfast.backends.engine_plan import read_engine
+from bertfast.backends.gpu import Gpu
+from bertfast.backends.library import load_library
 from bertfast.config import Precision, ShapeProfile
 from bertfast.engine.build import build, check_products, open_source
-from bertfast.engine.library import Product
+from bertfast.engine.library import Network, Product
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import ArtifactError, BackendError, EngineError, ProfileError
 from bertfast.export.export import export
@@ -180,3 +182,27 @@ def test_an_altered_graph_is_not_built(engine: Path, tmp_path: Path) -> None:
     onnx.save(model, copy / "model.onnx")
     with pytest.raises(ArtifactError, match=r"model.onnx is not the file that its manifest names"):
         open_source(copy)
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_here_and_its_timings_travel_along(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way through the builder alone: TensorRT for RTX reads the graph in its place, and a fake makes the plan."""
+    given: list[tuple[str | None, bytes]] = []
+
+    def fake_plan(network: Network, recipe: Recipe, profiles: Any, target: str | None, cache: bytes) -> Any:
+        given.append((target, cache))
+        return b"plan", cache + b"timed "
+
+    monkeypatch.setattr("bertfast.engine.library.load_library", lambda name: load_library("tensorrt-rtx"))
+    monkeypatch.setattr("bertfast.engine.build.first_gpu", lambda: Gpu("NVIDIA H100", "SM90", (13, 0)))
+    monkeypatch.setattr("bertfast.engine.build.build_plan", fake_plan)
+    recipe = Recipe(library="tensorrt", profiles=(SHORT,), timing_cache=True, version_compatible=True)
+    record = build(open_source(exported), tmp_path / "engine", recipe)
+    assert (record.gpu, record.version_compatible) == ("NVIDIA H100", True)
+    assert [(plan.file, plan.target) for plan in record.plans] == [("SM90.plan", "SM90")]
+    assert (tmp_path / "engine" / "timing.cache").read_bytes() == b"timed "
+    build(open_source(tmp_path / "engine"), tmp_path / "engine", recipe, overwrite=True)
+    assert given == [(None, b""), (None, b"timed ")]
+    assert (tmp_path / "engine" / "timing.cache").read_bytes() == b"timed timed "
+    assert read_engine(tmp_path / "engine")[1] == record
