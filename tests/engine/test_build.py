@@ -14,7 +14,7 @@ from bertfast.backends.engine_plan import read_engine
 from bertfast.backends.gpu import Gpu
 from bertfast.backends.library import load_library
 from bertfast.config import Precision, ShapeProfile
-from bertfast.engine.build import build, check_products, open_source
+from bertfast.engine.build import build, check_products, check_target, open_source
 from bertfast.engine.library import Network, Product
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import ArtifactError, BackendError, EngineError, ProfileError
@@ -85,7 +85,7 @@ def test_an_artefact_that_promises_what_its_graph_does_not_do_is_refused(
         build(open_source(more), tmp_path / "engine", recipe())
     for precision in ("bf16", "fp16", "fp8"):
         other = promising(tmp_path / precision, exported, precision=precision)
-        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* products .* are in float"):
+        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* products .* are in fp32"):
             build(open_source(other), tmp_path / "engine", recipe())
     assert not (tmp_path / "engine").exists()
 
@@ -100,15 +100,34 @@ def test_an_artefact_that_promises_what_its_graph_does_not_do_is_refused(
     ],
 )
 def test_a_target_without_kernels_is_refused_before_the_library_is_asked(
-    exported: Path, operands: str, around: str, target: str, message: str, tmp_path: Path
+    exported: Path, operands: str, around: str, target: str, message: str
 ) -> None:
-    named = {"float": "fp32", "half": "fp16"}
-    label = named.get(operands, operands)
-    opened = open_source(promising(tmp_path / "source", exported, precision=label, int8_weights=1))
-    found = [Product("query", operands, around, 1024)]
+    found = [Product("key", "half", "half", 1024), Product("query", operands, around, 1024)]
     with pytest.raises(EngineError, match=message):
-        check_products(found, opened, ("SM120", target))
-    check_products(found, opened, ("SM120",))
+        check_target(found, open_source(exported), target)
+    check_target(found, open_source(exported), "SM120")
+
+
+@pytest.mark.parametrize(
+    ("precision", "formats", "held"),
+    [
+        ("fp32", ["float", "float"], True),
+        ("fp32", ["float", "half"], False),
+        ("fp16", ["half", "float"], True),
+        ("fp16", ["float", "bf16"], False),
+        ("fp8", ["fp8", "half"], True),
+    ],
+)
+def test_a_product_may_be_in_a_wider_format_than_the_promised_one(
+    exported: Path, tmp_path: Path, precision: str, formats: list[str], held: bool
+) -> None:
+    source = open_source(promising(tmp_path / "source", exported, precision=precision))
+    found = [Product(str(number), name, name, 1024) for number, name in enumerate(formats)]
+    if held:
+        check_products(found, source)
+    else:
+        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* --precision {precision} --out"):
+            check_products(found, source)
 
 
 def test_the_graph_that_the_artefact_names_for_engines_is_built_and_alone_travels_along(
