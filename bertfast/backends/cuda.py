@@ -64,7 +64,7 @@ class Cuda:
                 "are free. End what else runs there, or build with profiles of fewer or shorter sequences."
             )
         address = c_ulonglong()
-        self._ask("cuMemAlloc_v2", byref(address), c_size_t(size))
+        self._ask("cuMemAlloc_v2", byref(address), c_size_t(max(size, 1)))
         self._memory.append(address.value)
         return address.value
 

@@ -117,9 +117,9 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
         )
     runtime = _RUNTIMES[name]
     if runtime.kind != model.kind:
-        remedy = f"Export it first: bertfast export {model.path} --out DIR" if model.kind == "checkpoint" else ""
         raise BackendError(
-            f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}"
+            f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'."
+            f"{_next_step(model, runtime)}"
         )
     if model.precision not in precisions(name):
         able = " or ".join(precision.value for precision in precisions(name))
@@ -127,6 +127,15 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     if importlib.util.find_spec(runtime.package) is None:
         raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
     return runtime.open(model, threads)
+
+
+def _next_step(model: ServedModel, runtime: _Runtime) -> str:
+    """What makes of an artefact what a runtime takes, as far as that is one command."""
+    if model.kind == "checkpoint":
+        return f" Export it first: bertfast export {model.path} --out DIR"
+    if runtime.kind == "engine":
+        return f" Build an engine first: bertfast build {model.path} --recipe NAME --out DIR"
+    return ""
 
 
 def installed_version(package: str) -> str:

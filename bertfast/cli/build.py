@@ -139,7 +139,8 @@ def _show(plan: ShapePlan) -> None:
     )
     errors.print(
         f"padding among the computed tokens: one profile {one:.1%}, sorted batches {by_length:.1%}, these buckets "
-        f"{buckets:.1%}",
+        f"{buckets:.1%}. At an equal speed of computing, the buckets bring "
+        f"{plan.padded.one_profile / plan.padded.buckets:.2f} times the real tokens/s of one profile.",
         highlight=False,
         soft_wrap=True,
     )

@@ -20,8 +20,10 @@ from typing import NamedTuple
 import pytest
 
 import bertfast
+from tests.backends import fake_gpu
 
 PACKAGE = Path(bertfast.__file__).parent
+IMPORT = re.compile(r"^\s*(import tensorrt|from bertfast.backends.library import)", re.MULTILINE)
 SEAM = "TensorRT: TypeAlias = Any"
 BINDINGS = {"tensorrt": ("tensorrt_bindings", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx")}
 STUB_LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
@@ -58,9 +60,10 @@ GONE = {
 
 
 SETTINGS = """[mypy]
+plugins = pydantic.mypy
 follow_imports = silent
 ignore_missing_imports = true
-[mypy-torch.*,pydantic.*]
+[mypy-torch.*]
 follow_imports = skip
 """
 
@@ -105,7 +108,11 @@ def write_stubs(package: str, extension: str, folder: Path, environment: dict[st
     for stub in (folder / "tensorrt").iterdir():
         text = re.sub(rf"\b{package}\b", "tensorrt", stub.read_text())
         text = re.sub(r"^bool: .*\n|, bool as bool", "", text, flags=re.MULTILINE)  # it would hide Python's
-        text = text.replace("class Dims:", "class Dims(collections.abc.Sequence[int]):")  # as it is in truth
+        # what the bindings do not show: shapes are sequences, any sequence is taken for one, and plans are buffers
+        buffer = "    def __buffer__(self, flags: int, /) -> memoryview: ..."
+        text = text.replace("class IHostMemory:", f"class IHostMemory:\n{buffer}")
+        text = text.replace("class Dims:", "class Dims(collections.abc.Sequence[int]):")
+        text = re.sub(r": Dims(?=[,)])", ": collections.abc.Sequence[int]", text)
         stub.write_text("".join(map(parseable, text.splitlines(keepends=True))))
     classes = members(folder)["tensorrt"] & members(folder).keys()
     module = [
@@ -160,9 +167,9 @@ def package(tmp_path: Path) -> Path:
 
 
 def files_of(package: Path) -> list[Path]:
-    """The files that use TensorRT."""
+    """The files that can get at a library."""
     files = [*(package / "engine").glob("*.py"), *(package / "backends").glob("*.py")]
-    found = sorted(file for file in files if re.search(r"import tensorrt as trt|load_library\(", file.read_text()))
+    found = sorted(file for file in files if IMPORT.search(file.read_text()))
     assert {file.name for file in found} >= {"library.py", "tensorrt.py"}
     return found
 
@@ -224,3 +231,18 @@ def test_what_is_gone_is_gone_and_not_used(stubs: dict[str, Path]) -> None:
     assert not [name for owner, names in GONE.items() for name in names if name in known[owner]]
     gone = {name for names in GONE.values() for name in names} - {"FP16", "INT8", "BF16", "FP8"}
     assert not [use for file in files_of(PACKAGE) for use in uses(file, gone)]
+
+
+@pytest.mark.parametrize("library", BINDINGS)
+def test_the_fake_has_nothing_that_the_library_lacks(library: str, stubs: dict[str, Path]) -> None:
+    known = members(stubs[library])
+    fakes = [getattr(fake_gpu, name) for name in dir(fake_gpu) if name in known]
+    assert {fake.__name__ for fake in fakes} >= {
+        "Runtime",
+        "ICudaEngine",
+        "IExecutionContext",
+        "IRuntimeConfig",
+    } - LACKING[library]
+    for fake in fakes:
+        own = {name for name in vars(fake) if not name.startswith("_")}
+        assert own <= known[fake.__name__], fake
