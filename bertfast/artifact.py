@@ -257,6 +257,9 @@ def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
         raise ArtifactError(
             f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."
         ) from None
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{path / MANIFEST} names {name}, which lies outside the artefact. Do not use it.")
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} is an artefact of kind '{manifest.kind}', and '{kind}' is needed here.")
     return manifest

@@ -40,6 +40,11 @@ class Source:
     files: tuple[str, ...]
 
     @property
+    def calibration_sha256(self) -> str | None:
+        found: str | None = self.manifest.settings.get("quantization", {}).get("calibration_sha256")
+        return found
+
+    @property
     def parents(self) -> dict[str, str]:
         return self.manifest.parents if self.engine else {**self.manifest.parents, "onnx": self.manifest.sha256}
 
@@ -88,7 +93,10 @@ def build(
     network = read_network(recipe.library, source.path / source.onnx)
     gpu = None if recipe.targets else first_gpu()
     targets = (gpu.compute_capability,) if gpu else recipe.targets
-    check_products(products(network), source, recipe.targets)
+    found = products(network)
+    check_products(found, source)
+    for target in recipe.targets:
+        check_target(found, source, target)
     manifest = source.manifest
     with artifact.create(
         out,
@@ -102,7 +110,6 @@ def build(
         for name in source.files:
             (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path / name, draft.path / name)
-        quantization = manifest.settings.get("quantization", {})
         record = EngineRecord(
             library=recipe.library,
             library_version=network.version,
@@ -110,7 +117,7 @@ def build(
             gpu=gpu and gpu.name,
             onnx=source.onnx,
             onnx_sha256=manifest.files[source.onnx].sha256,
-            calibration_sha256=quantization.get("calibration_sha256"),
+            calibration_sha256=source.calibration_sha256,
             plans=_write_plans(draft, network, recipe, profiles, targets, notify),
             profiles=profiles,
             hardware_compatibility=recipe.hardware_compatibility,
@@ -130,12 +137,8 @@ def _check_precision(source: Source, recipe: Recipe) -> None:
         )
 
 
-def check_products(found: Sequence[Product], source: Source, targets: Sequence[str]) -> None:
-    """Hold the products of a network to what the artefact promises and to what the targets can multiply.
-
-    Raises:
-        EngineError: a product is in another format than the manifest says, or a target has no kernels for one.
-    """
+def check_products(found: Sequence[Product], source: Source) -> None:
+    """Raise EngineError where the products of a network are in another format than the artefact promises."""
     wanted = source.precision.value
     if wanted == "int8":
         promised = int(source.manifest.settings["int8_weights"])
@@ -145,20 +148,20 @@ def check_products(found: Sequence[Product], source: Source, targets: Sequence[s
                 f"{source.path / source.onnx} multiplies {counted:,} weights in int8, and its manifest promises "
                 f"{promised:,}. Export it again."
             )
-    elif not any(_FORMATS.get(product.operands) == wanted for product in found):
-        formats = ", ".join(sorted({product.operands for product in found}))
+        return
+    held = all if wanted == "fp32" else any  # what leaves the range of a narrower format stays in a wider one
+    if not held(_FORMATS[product.operands] == wanted for product in found):
+        formats = ", ".join(sorted({_FORMATS[product.operands] for product in found}))
         raise EngineError(
-            f"{source.path} is to execute in {wanted}, and the products of its graph are in {formats}. TensorRT takes "
-            f"the precision from the graph: bertfast export CHECKPOINT --precision fp16 --out DIR"
+            f"{source.path} is to execute in {wanted}, and the products of its graph are in {formats}. An engine's "
+            f"precision is that of its graph: bertfast export CHECKPOINT --precision {wanted} --out DIR"
         )
-    for target in targets:
-        _check_target(found, source, target)
 
 
-def _check_target(found: Sequence[Product], source: Source, target: str) -> None:
+def check_target(found: Sequence[Product], source: Source, target: str) -> None:
+    """Raise EngineError where TensorRT for RTX has no kernels for a product on a target."""
     for product in found:
-        for format_ in (product.operands, product.around):
-            name = _FORMATS[format_]
+        for name in (_FORMATS[product.operands], _FORMATS[product.around]):
             if int(target.removeprefix("SM")) < _FIRST_TARGET[name]:
                 raise EngineError(
                     f"{target} has no products in {name} in TensorRT for RTX, and {source.path / source.onnx} has "

@@ -128,8 +128,8 @@ def build_plan(
         EngineError: the library refuses; its own words are given.
     """
     config = _configure(network, recipe, profiles, target)
-    if recipe.timing_cache:
-        config.set_timing_cache(config.create_timing_cache(cache), False)
+    if recipe.timing_cache and not config.set_timing_cache(config.create_timing_cache(cache), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)  # that one was of another GPU or version
     network.errors.clear()
     plan: Any = network.builder.build_serialized_network(network.definition, config)
     if plan is None:

@@ -11,9 +11,11 @@ from onnx import TensorProto
 
 from bertfast import artifact
 from bertfast.backends.engine_plan import read_engine
+from bertfast.backends.gpu import Gpu
+from bertfast.backends.library import load_library
 from bertfast.config import Precision, ShapeProfile
-from bertfast.engine.build import build, check_products, open_source
-from bertfast.engine.library import Product
+from bertfast.engine.build import build, check_products, check_target, open_source
+from bertfast.engine.library import Network, Product
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import ArtifactError, BackendError, EngineError, ProfileError
 from bertfast.export.export import export
@@ -83,7 +85,7 @@ def test_an_artefact_that_promises_what_its_graph_does_not_do_is_refused(
         build(open_source(more), tmp_path / "engine", recipe())
     for precision in ("bf16", "fp16", "fp8"):
         other = promising(tmp_path / precision, exported, precision=precision)
-        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* products .* are in float"):
+        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* products .* are in fp32"):
             build(open_source(other), tmp_path / "engine", recipe())
     assert not (tmp_path / "engine").exists()
 
@@ -98,15 +100,34 @@ def test_an_artefact_that_promises_what_its_graph_does_not_do_is_refused(
     ],
 )
 def test_a_target_without_kernels_is_refused_before_the_library_is_asked(
-    exported: Path, operands: str, around: str, target: str, message: str, tmp_path: Path
+    exported: Path, operands: str, around: str, target: str, message: str
 ) -> None:
-    named = {"float": "fp32", "half": "fp16"}
-    label = named.get(operands, operands)
-    opened = open_source(promising(tmp_path / "source", exported, precision=label, int8_weights=1))
-    found = [Product("query", operands, around, 1024)]
+    found = [Product("key", "half", "half", 1024), Product("query", operands, around, 1024)]
     with pytest.raises(EngineError, match=message):
-        check_products(found, opened, ("SM120", target))
-    check_products(found, opened, ("SM120",))
+        check_target(found, open_source(exported), target)
+    check_target(found, open_source(exported), "SM120")
+
+
+@pytest.mark.parametrize(
+    ("precision", "formats", "held"),
+    [
+        ("fp32", ["float", "float"], True),
+        ("fp32", ["float", "half"], False),
+        ("fp16", ["half", "float"], True),
+        ("fp16", ["float", "bf16"], False),
+        ("fp8", ["fp8", "half"], True),
+    ],
+)
+def test_a_product_may_be_in_a_wider_format_than_the_promised_one(
+    exported: Path, tmp_path: Path, precision: str, formats: list[str], held: bool
+) -> None:
+    source = open_source(promising(tmp_path / "source", exported, precision=precision))
+    found = [Product(str(number), name, name, 1024) for number, name in enumerate(formats)]
+    if held:
+        check_products(found, source)
+    else:
+        with pytest.raises(EngineError, match=f"is to execute in {precision}, and .* --precision {precision} --out"):
+            check_products(found, source)
 
 
 def test_the_graph_that_the_artefact_names_for_engines_is_built_and_alone_travels_along(
@@ -180,3 +201,27 @@ def test_an_altered_graph_is_not_built(engine: Path, tmp_path: Path) -> None:
     onnx.save(model, copy / "model.onnx")
     with pytest.raises(ArtifactError, match=r"model.onnx is not the file that its manifest names"):
         open_source(copy)
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_here_and_its_timings_travel_along(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way through the builder alone: TensorRT for RTX reads the graph in its place, and a fake makes the plan."""
+    given: list[tuple[str | None, bytes]] = []
+
+    def fake_plan(network: Network, recipe: Recipe, profiles: Any, target: str | None, cache: bytes) -> Any:
+        given.append((target, cache))
+        return b"plan", cache + b"timed "
+
+    monkeypatch.setattr("bertfast.engine.library.load_library", lambda name: load_library("tensorrt-rtx"))
+    monkeypatch.setattr("bertfast.engine.build.first_gpu", lambda: Gpu("NVIDIA H100", "SM90", (13, 0)))
+    monkeypatch.setattr("bertfast.engine.build.build_plan", fake_plan)
+    recipe = Recipe(library="tensorrt", profiles=(SHORT,), timing_cache=True, version_compatible=True)
+    record = build(open_source(exported), tmp_path / "engine", recipe)
+    assert (record.gpu, record.version_compatible) == ("NVIDIA H100", True)
+    assert [(plan.file, plan.target) for plan in record.plans] == [("SM90.plan", "SM90")]
+    assert (tmp_path / "engine" / "timing.cache").read_bytes() == b"timed "
+    build(open_source(tmp_path / "engine"), tmp_path / "engine", recipe, overwrite=True)
+    assert given == [(None, b""), (None, b"timed ")]
+    assert (tmp_path / "engine" / "timing.cache").read_bytes() == b"timed timed "
+    assert read_engine(tmp_path / "engine")[1] == record

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -15,7 +17,7 @@ from bertfast.backends.gpu import Gpu
 from bertfast.backends.library import load_library
 from bertfast.config import ShapeProfile
 from bertfast.engine.build import _FIRST_TARGET, _FORMATS
-from bertfast.engine.library import Product, build_plan, cuda_version, describe_plan, products, read_network
+from bertfast.engine.library import Product, _configure, build_plan, cuda_version, describe_plan, products, read_network
 from bertfast.engine.recipe import TARGETS, Recipe
 from bertfast.errors import BackendError, EngineError
 
@@ -121,3 +123,30 @@ def test_a_plan_that_the_library_does_not_load_is_told_in_its_words(
     monkeypatch.setattr("bertfast.engine.library.first_gpu", lambda: Gpu("NVIDIA L4", "SM89", (13, 0)))
     with pytest.raises(EngineError, match="built for SM86, SM120, and NVIDIA L4 has compute capability SM89"):
         describe_plan(engine, record)
+
+
+def test_every_option_of_a_recipe_reaches_the_library(exported: Path) -> None:
+    """What is for TensorRT is read back from the configuration of TensorRT for RTX, which has the same one."""
+    network = read_network("tensorrt-rtx", exported / "model.onnx")
+    trt = network.library
+    short, long = (ShapeProfile(batch=(1, 2, 4), length=lengths) for lengths in ((1, 16, 32), (33, 48, 64)))
+    options = {"version_compatible": True, "optimization_level": 5, "workspace_bytes": 2**28, "timing_cache": True}
+    recipe = Recipe(library="tensorrt", profiles=(short, long), **options)
+    config = _configure(network, recipe, recipe.profiles, None)
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert (config.builder_optimization_level, config.num_optimization_profiles) == (5, 2)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**28
+    plain = _configure(network, Recipe(library="tensorrt", profiles=(short,)), (short,), "SM89")
+    assert not plain.get_flag(trt.BuilderFlag.TF32)  # fp32 is no 19 bit format
+    assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert plain.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    assert (plain.num_compute_capabilities, plain.get_compute_capability(0)) == (1, trt.ComputeCapability.SM89)
+
+
+@pytest.mark.parametrize("level", ["ampere_plus", "same_compute_capability"])
+def test_hardware_compatibility_is_asked_for(exported: Path, level: str) -> None:
+    """TensorRT for RTX drops it without a word, so the builder is a stand-in."""
+    network = replace(read_network("tensorrt-rtx", exported / "model.onnx"), builder=Mock())
+    recipe = Recipe.model_validate({"library": "tensorrt", "profiles": [PROFILE], "hardware_compatibility": level})
+    config = _configure(network, recipe, recipe.profiles, None)
+    assert config.hardware_compatibility_level.name == level.upper()
