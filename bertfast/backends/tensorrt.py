@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -34,13 +34,13 @@ class Shape:
     Attributes:
         profile: the place of the profile that computes it.
         length: tokens of a row as it is computed; at least the profile's shortest.
-        real_length: tokens of a row as it came.
+        real_length: tokens of a row as it came; it makes no other shape.
     """
 
     profile: int
     rows: int
     length: int
-    real_length: int
+    real_length: int = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,16 @@ def test_a_graph_is_captured_once_a_shape_and_launched_after(bench: Bench) -> No
         assert all(np.array_equal(one, first[0]) for one in (*first, again))
 
 
+def test_lengths_of_one_bucket_share_a_graph(bench: Bench) -> None:
+    model = bench.model(SMALL, cuda_graphs=True)
+    with TensorRTBackend(model, "tensorrt") as backend:
+        for length in (5, 9, 16):
+            found = backend.run(batch(1, length))["logits"]
+            assert np.allclose(found, bench.source.backend.run(batch(1, length))["logits"], atol=1e-4)
+        assert len(bench.driver.graphs) == 1
+        assert bench.driver.launched == 2
+
+
 def test_the_oldest_graph_goes_when_there_are_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "MAX_GRAPHS", 2)
     model = bench.model(LARGE, cuda_graphs=True)

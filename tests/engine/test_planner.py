@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast.backends import open_served
+from bertfast.backends.predictor import by_length
+from bertfast.backends.profiles import choose_profile
 from bertfast.config import ModelConfig
 from bertfast.engine.planner import LENGTH_STEP, bucket_lengths, plan_shapes, sequence_lengths
 from bertfast.text import tokenizer as tokenization
@@ -65,6 +67,18 @@ def test_profiles_hold_every_length_within_the_budget(lengths: list[int], batch_
         assert rows <= max_batch
         assert rows == 1 or rows * profile.length[2] <= batch_tokens
         assert rows == max_batch or (rows + 1) * profile.length[2] > batch_tokens
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 4), st.integers(1, 8))
+def test_batches_compute_the_tokens_that_the_plan_says(lengths: list[int], buckets: int, max_batch: int) -> None:
+    """The predictor groups and the runtime pads by the profiles of the plan: nothing is computed beyond its figure."""
+    plan = plan_shapes(lengths, 96, buckets=buckets, batch_tokens=256, max_batch=max_batch)
+    computed = 0
+    for group in by_length(lengths, profiles=plan.profiles):
+        longest = max(lengths[place] for place in group)
+        profile = plan.profiles[choose_profile(plan.profiles, len(group), longest)]
+        computed += len(group) * max(longest, profile.length[0])
+    assert computed == plan.padded.buckets
 
 
 def test_the_figures_of_a_plan() -> None:
