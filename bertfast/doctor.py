@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from bertfast import artifact
 from bertfast.backends import available, installed_version
+from bertfast.backends.gpu import Gpu, first_gpu
+from bertfast.engine.library import cuda_version
+from bertfast.errors import BackendError
 from bertfast.train.compiler import cpp_compiler
 
 _PACKAGES = {
@@ -18,7 +23,8 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """Facts by section: machine, backends, packages, tools; each missing thing comes with its remedy."""
+    """Facts by section: machine, backends, packages, tools, and problems, which are what is there and does not go
+    together; each missing thing comes with its remedy."""
     return {
         "bertfast": artifact.version(),
         "machine": artifact.hardware() | {"gpu": _gpu()},
@@ -33,7 +39,56 @@ def examine() -> dict[str, Any]:
         ],
         "packages": [_package(module, extra) for extra, modules in _PACKAGES.items() for module in modules],
         "tools": [_compiler()],
+        "problems": _problems(),
     }
+
+
+def _problems() -> list[str]:
+    installed = {item.name.lower().replace("_", "-") for item in importlib.metadata.distributions()}
+    found = list(clashes(installed))
+    try:
+        gpu = first_gpu()
+    except BackendError as error:
+        return [*found, str(error)] if _gpu() else found
+    return [
+        *found,
+        *old_drivers(gpu, {"tensorrt": cuda_version("tensorrt"), "tensorrt-rtx": cuda_version("tensorrt-rtx")}),
+    ]
+
+
+def clashes(installed: Collection[str]) -> Iterator[str]:
+    """What is wrong with these packages beside each other.
+
+    Args:
+        installed: names of distributions, lower case, with hyphens.
+    """
+    runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in installed]
+    if len(runtimes) > 1:
+        yield (
+            "onnxruntime and onnxruntime-gpu install the same module, and the later one has overwritten the other: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them."
+        )
+    for library in ("tensorrt", "tensorrt-rtx"):
+        variants = [name for name in (f"{library}-cu12", f"{library}-cu13") if name in installed]
+        if len(variants) > 1:
+            yield (
+                f"{variants[0]} and {variants[1]} install the same module for different versions of CUDA: "
+                f"pip uninstall {' '.join(variants)}, then install {library}."
+            )
+
+
+def old_drivers(gpu: Gpu, built_for: dict[str, str | None]) -> Iterator[str]:
+    """Which libraries want a newer driver than this GPU's.
+
+    Args:
+        built_for: the major version of CUDA that each library's wheels are for, None where it is not installed.
+    """
+    for library, cuda in built_for.items():
+        if cuda is not None and gpu.driver_cuda[0] < int(cuda):
+            yield (
+                f"{library} is built for CUDA {cuda}, and the driver of {gpu.name} runs CUDA "
+                f"{gpu.driver_cuda[0]}.{gpu.driver_cuda[1]} at the most: install a newer driver."
+            )
 
 
 def _package(module: str, extra: str) -> dict[str, str | None]:

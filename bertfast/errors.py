@@ -5,6 +5,8 @@ BertfastError
 ├── DataError        a file or a row that cannot be read as what it was given as
 ├── ArtifactError    a directory that is absent, torn, of another kind, or already there
 ├── BackendError     a runtime that is missing, or that executes in another precision than promised
+├── EngineError      an engine that cannot be built, or that must not be loaded here
+├── ProfileError     a shape that an engine's profiles do not take
 ├── CheckError       an exported model that does not reproduce its source
 ├── AccuracyError    a precision that costs more accuracy than is allowed (exit status 3: do not ship)
 ├── WorkerError      a process that did part of the work and was killed
@@ -37,6 +39,14 @@ class ArtifactError(BertfastError):
 
 class BackendError(BertfastError):
     """A runtime is missing or does not execute in the promised precision."""
+
+
+class EngineError(BertfastError):
+    """An engine cannot be built, or must not be loaded here."""
+
+
+class ProfileError(BertfastError):
+    """A shape is in none of an engine's profiles, or a profile takes more than the model."""
 
 
 class CheckError(BertfastError):

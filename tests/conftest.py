@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 import torch
 
-from bertfast.config import Config, FinetuneConfig, ModelConfig, PretrainConfig
+from bertfast.config import Config, FinetuneConfig, ModelConfig, PretrainConfig, ShapeProfile
 from bertfast.model.tensors import read_tensors
 from bertfast.model.weights import save_checkpoint
 from bertfast.tasks import Context, get_task
@@ -173,6 +173,18 @@ def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     out = tmp_path_factory.mktemp("exported") / "onnx"
     export(classifier, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans of TensorRT for RTX, built here for two GPUs."""
+    from bertfast.engine.build import build, open_source
+    from bertfast.engine.recipe import Recipe
+
+    out = tmp_path_factory.mktemp("engine") / "engine"
+    profile = ShapeProfile(batch=(1, 2, 4), length=(1, 16, 64))
+    build(open_source(exported), out, Recipe(library="tensorrt-rtx", profiles=(profile,), targets=("SM86", "SM120")))
     return out
 
 

@@ -132,3 +132,13 @@ def test_a_newer_schema_is_named(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 9, "new": true'))
     with pytest.raises(ArtifactError, match="schema 9, and this version reads 1"):
         artifact.open_manifest(path)
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname"])
+def test_a_file_outside_the_artefact_is_refused(tmp_path: Path, name: str) -> None:
+    """Whoever copies what a manifest names, as a build does, would write there."""
+    path = make(tmp_path / "a")
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("file.txt", name))
+    with pytest.raises(ArtifactError, match=f"names {name}, which lies outside the artefact"):
+        artifact.open_manifest(path)

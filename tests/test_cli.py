@@ -35,6 +35,7 @@ VERBS = [
     ("train", "qa"),
     ("train", "tag"),
     ("export",),
+    ("build",),
     ("bench",),
     ("predict",),
     ("doctor",),
@@ -45,7 +46,7 @@ VERBS = [
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_needs_no_extra(verb: tuple[str, ...]) -> None:
     blocked = "import sys; [sys.modules.__setitem__(n, None) for n in " + repr(
-        ["torch", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib", "pyarrow", "safetensors"]
+        ["torch", "onnx", "onnxruntime", "openvino", "sklearn", "matplotlib", "pyarrow", "safetensors", "tensorrt_rtx"]
     )
     code = f"{blocked}]; sys.argv = ['bertfast', *{list(verb)!r}, '--help']; from bertfast.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
@@ -346,7 +347,13 @@ def test_a_reader_that_stops_is_no_error(exported: Path, tmp_path: Path) -> None
 
 def test_doctor_names_what_is_there_and_what_to_install() -> None:
     found = json.loads(bertfast("doctor", "--json").stdout)
-    assert {item["name"] for item in found["backends"]} == {"torch", "onnxruntime", "openvino"}
+    assert {item["name"] for item in found["backends"]} == {
+        "torch",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    }
     for item in (*found["backends"], *found["packages"], *found["tools"]):
         assert bool(item["version"]) != bool(item["remedy"])
     assert "backends" in bertfast("doctor").stdout
@@ -488,3 +495,64 @@ def test_several_seeds_are_resumed_where_they_stand(
     refused = bertfast(*command[:-1], tmp_path / "student", "--teacher", pretrained)
     assert refused.returncode == 2
     assert "answers 'pretrain', and the student is to learn 'classify'" in refused.stderr
+
+
+def test_an_engine_is_built_verified_inspected_and_rebuilt_by_its_verb(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    built = bertfast("build", exported, "--recipe", "rtx-ahead-of-time", "--target", "SM89", "--out", out)
+    assert built.returncode == 0, built.stderr
+    found = json.loads(built.stdout)
+    assert list(found["plans"]) == ["SM89"]
+    verified = bertfast("build", out, "--verify")
+    assert (verified.returncode, json.loads(verified.stdout)) == (0, found)
+    inspected = json.loads(bertfast("build", out, "--inspect").stdout)
+    assert (inspected["engine"]["library"], inspected["graph"]["attentions"]) == ("tensorrt-rtx", 2)
+    data = (out / "SM89.plan").read_bytes()
+    (out / "SM89.plan").write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    refused = bertfast("build", out, "--verify")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"bertfast build {out} --rebuild" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    again = bertfast("build", out, "--rebuild")
+    assert again.returncode == 0, again.stderr
+    assert bertfast("build", out, "--verify").returncode == 0
+
+
+def test_profiles_are_planned_from_texts_and_kept_for_a_rebuild(
+    exported: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "engine"
+    planned = ["--plan-from", row_files[1], "--buckets", "2", "--set", 'targets=["SM89"]']
+    built = bertfast("build", exported, "--recipe", "rtx-ahead-of-time", "--out", out, *planned)
+    assert built.returncode == 0, built.stderr
+    first, *others = json.loads(built.stdout)["profiles"]
+    assert len(others) == 2
+    assert len(set(first.split(" x ")[1].split(".."))) == 1  # a bucket has one length
+    assert others[-1].endswith("..64")  # and what is longer has a profile up to the model's limit
+    assert "padding among the computed tokens: one profile" in built.stderr
+    again = bertfast("build", out, "--rebuild", "--target", "SM120", "--out", tmp_path / "again")
+    assert json.loads(again.stdout)["profiles"] == [first, *others]
+    assert list(json.loads(again.stdout)["plans"]) == ["SM120"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "build wants --recipe: a TOML file or one of datacenter-fp16, "),
+        (("--recipe", "ltency", "--out", "x"), "ltency does not exist. Did you mean 'latency'?"),
+        (("--recipe", "latency"), "build writes a directory: give --out DIR."),
+        (("--recipe", "latency", "--out", "x", "--target", "SM89"), "are of TensorRT for RTX"),
+        (("--recipe", "latency", "--out", "x"), "tensorrt cannot be imported"),
+        (("--rebuild",), "--rebuild takes an engine, and "),
+        (("--rebuild", "--recipe", "latency"), "--rebuild takes the recipe inside the engine."),
+        (("--verify",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
+        (("--inspect",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
+    ],
+)
+def test_a_build_that_cannot_be_says_what_is_missing(
+    exported: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = bertfast("build", exported, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())

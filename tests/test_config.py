@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bertfast.config import ModelConfig, PretrainConfig, TrainConfig, read_settings
+from bertfast.config import ModelConfig, PretrainConfig, ShapeProfile, TrainConfig, read_settings
 from bertfast.errors import ConfigError
 
 
@@ -50,3 +50,14 @@ def test_a_malformed_override_is_refused(override: str) -> None:
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         TrainConfig().seed = 3  # type: ignore[misc]
+
+
+def test_a_profile_rises_and_says_what_it_holds() -> None:
+    profile = ShapeProfile(batch=(2, 8, 32), length=(16, 64, 512))
+    assert str(profile) == "2..32 x 16..512"
+    assert [profile.holds(*shape) for shape in ((2, 16), (32, 512))] == [True, True]
+    assert [profile.holds(*shape) for shape in ((1, 16), (33, 16), (2, 15), (2, 513))] == [False] * 4
+    with pytest.raises(ConfigError, match=r"length = \[1, 64, 32\] is not least <= best <= most"):
+        ShapeProfile(batch=(1, 1, 1), length=(1, 64, 32))
+    with pytest.raises(ConfigError, match=r"batch.0 = 0: .* greater than 0"):
+        ShapeProfile.parse({"batch": [0, 1, 1], "length": [1, 1, 1]}, "profile")

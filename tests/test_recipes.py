@@ -82,7 +82,7 @@ def test_a_file_goes_before_a_preset_and_a_directory_does_not(tmp_path: Path, mo
 def test_a_name_that_is_neither_names_the_nearest_preset() -> None:
     with pytest.raises(ConfigError, match=r"lrge does not exist. Did you mean 'large'\? .* one of base, base-512, "):
         read_settings(Path("lrge"), [], "pretrain")
-    with pytest.raises(ConfigError, match=r"base does not exist. Give --config a TOML file.$"):
+    with pytest.raises(ConfigError, match=r"base does not exist. Give a TOML file.$"):
         read_settings(Path("base"), [], "classify")
 
 

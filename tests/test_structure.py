@@ -25,6 +25,7 @@ ORDER = [
     "quantize",
     "train",
     "export",
+    "engine",
     "bench",
 ]
 MAY_SEE_EVERYTHING = {"cli", "console", "quickstart", "doctor", "__init__", "__main__"}
@@ -34,6 +35,7 @@ HEAVY = (
     "openvino",
     "onnx",
     "tensorrt",
+    "tensorrt_rtx",
     "transformers",
     "sklearn",
     "seqeval",

@@ -28,6 +28,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {"bertfast/cli/__init__.py", "bertfast/recipes/pretrain-base.toml"} <= set(names)
 
 
+def test_the_wheel_holds_the_build_recipes_themselves_not_links_to_them(wheel: Path) -> None:
+    files = {file.stem: file.read_bytes() for file in (ROOT / "engines").glob("*.toml")}
+    held = zipfile.ZipFile(wheel)
+    assert len(files) == 7
+    assert all(held.read(f"bertfast/recipes/build-{name}.toml") == text for name, text in files.items())
+
+
 @pytest.mark.timeout(900)
 def test_it_predicts_without_torch(wheel: Path, exported: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

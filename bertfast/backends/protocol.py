@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from bertfast.config import Precision
+from bertfast.config import Precision, ShapeProfile
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
@@ -18,6 +18,14 @@ BATCH_COST_TOKENS = 32
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
+# not yet measured on a GPU
+_ON_A_GPU = {
+    Precision.FP32: 1e-4,
+    Precision.FP16: 1e-2,
+    Precision.BF16: 5e-2,
+    Precision.INT8: 1e-1,
+    Precision.FP8: 1e-1,
+}
 _TOLERANCE = {
     ("torch", Precision.FP32): 1e-5,
     ("onnxruntime", Precision.FP32): 1e-5,
@@ -28,6 +36,7 @@ _TOLERANCE = {
     ("onnxruntime", Precision.INT8): 5e-2,
     ("openvino", Precision.INT8): 1e-1,
     ("onnxruntime", Precision.FP8): 5e-2,
+    **{(name, precision): error for name in ("tensorrt", "tensorrt-rtx") for precision, error in _ON_A_GPU.items()},
 }
 # The runtime has the formats and no products in them: it multiplies in fp32, and rounds where the graph leaves that.
 _EMULATED = {("onnxruntime", Precision.FP16), ("onnxruntime", Precision.FP8)}
@@ -57,11 +66,13 @@ class Backend(ABC):
         emulated: whether it has no kernels for the precision and computes its numbers in fp32: they tell the accuracy,
             and the speed tells nothing.
         batch_cost_tokens: what a batch costs beside its tokens, in tokens; batches are cut accordingly.
+        profiles: the shapes that it takes; any, where there are none.
     """
 
     name: str
     precision: Precision
     emulated = False
+    profiles: tuple[ShapeProfile, ...] = ()
     batch_cost_tokens = BATCH_COST_TOKENS
 
     @abstractmethod

@@ -56,10 +56,24 @@ def _open_openvino(model: ServedModel, threads: int | None) -> Backend:
     return OpenVinoBackend(model, threads)
 
 
+def _open_tensorrt(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(model, "tensorrt")
+
+
+def _open_tensorrt_rtx(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(model, "tensorrt-rtx")
+
+
 _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
+    "tensorrt": _Runtime("engine", "tensorrt", "gpu", _open_tensorrt),
+    "tensorrt-rtx": _Runtime("engine", "tensorrt_rtx", "rtx", _open_tensorrt_rtx),
 }
 
 
@@ -79,8 +93,9 @@ def backends_for(model: ServedModel) -> list[str]:
 
 
 def _runs(runtime: Availability, model: ServedModel) -> bool:
-    """Whether a runtime runs artefacts of this kind in this precision."""
-    return runtime.kind == model.kind and model.precision in precisions(runtime.name)
+    """Whether a runtime runs artefacts of this kind in this precision, and is the library of an engine."""
+    built_by = model.engine.library if model.engine else runtime.name
+    return runtime.kind == model.kind and built_by == runtime.name and model.precision in precisions(runtime.name)
 
 
 def open_backend(model: ServedModel, name: str | None = None, *, threads: int | None = None) -> Backend:
@@ -102,9 +117,9 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
         )
     runtime = _RUNTIMES[name]
     if runtime.kind != model.kind:
-        remedy = f"Export it first: bertfast export {model.path} --out DIR" if model.kind == "checkpoint" else ""
         raise BackendError(
-            f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'. {remedy}"
+            f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'."
+            f"{_next_step(model, runtime)}"
         )
     if model.precision not in precisions(name):
         able = " or ".join(precision.value for precision in precisions(name))
@@ -112,6 +127,15 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     if importlib.util.find_spec(runtime.package) is None:
         raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
     return runtime.open(model, threads)
+
+
+def _next_step(model: ServedModel, runtime: _Runtime) -> str:
+    """What makes of an artefact what a runtime takes, as far as that is one command."""
+    if model.kind == "checkpoint":
+        return f" Export it first: bertfast export {model.path} --out DIR"
+    if runtime.kind == "engine":
+        return f" Build an engine first: bertfast build {model.path} --recipe NAME --out DIR"
+    return ""
 
 
 def installed_version(package: str) -> str:

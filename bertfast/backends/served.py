@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bertfast import artifact
+from bertfast.backends.engine_plan import EngineRecord, read_engine
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.model.snapshot import model_name
@@ -27,13 +28,14 @@ class ServedModel:
     """What is needed to turn texts into answers, beside the runtime.
 
     Attributes:
-        kind: `checkpoint` or `onnx`.
+        kind: `checkpoint`, `onnx` or `engine`.
         precision: what its matrix products are to execute in.
         sha256: identity of the artefact.
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         file: the graph's, in an exported artefact.
         int8_weights: how many of its weights were promised to be multiplied in INT8.
         checkpoint: what it was read from, where that is a checkpoint.
+        engine: what its manifest says of its plans, where it is one.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class ServedModel:
     file: str = ONNX_FILE
     int8_weights: int = 0
     checkpoint: Checkpoint | None = None
+    engine: EngineRecord | None = None
 
     @property
     def name(self) -> str:
@@ -54,21 +57,25 @@ class ServedModel:
 
 
 def open_served(path: Path, settings: Mapping[str, Any] = AS_TRAINED) -> ServedModel:
-    """Open a checkpoint (ours, Hugging Face's or Google's) or an exported ONNX artefact.
+    """Open a checkpoint (ours, Hugging Face's or Google's), an exported ONNX artefact or an engine.
 
     Args:
         settings: the task's settings that are to be others than the artefact's.
     Raises:
-        ArtifactError: it is neither, or not whole, or has no head for a task.
+        ArtifactError: it is none of them, or not whole, or has no head for a task.
+        EngineError: a plan of the engine is not the one that was built.
         ConfigError: a setting is none of the task's, or is fixed in an exported graph.
     """
     has_manifest = (path / artifact.MANIFEST).is_file()
-    if has_manifest and artifact.open_manifest(path, verify_hashes=False).kind == "onnx":
-        return _open_onnx(path, settings)
+    kind = artifact.read_manifest(path).kind if has_manifest else None
+    if kind == "onnx":
+        return _open_exported(path, artifact.open_manifest(path), None, settings)
+    if kind == "engine":
+        return _open_exported(path, *read_engine(path), settings)
     if has_manifest or config_file(path).is_file():
         return _open_checkpoint(path, settings)
     artifact.open_manifest(path)  # says what is wrong with it
-    raise ArtifactError(f"{path} is neither a checkpoint nor an exported model.")
+    raise ArtifactError(f"{path} is neither a checkpoint nor an exported model nor an engine.")
 
 
 def _open_checkpoint(path: Path, settings: Mapping[str, Any]) -> ServedModel:
@@ -97,8 +104,9 @@ def _promised(path: Path, manifest: artifact.Manifest) -> int:
     return int(quantization["quantized_weights"])
 
 
-def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
-    manifest = artifact.open_manifest(path, "onnx")
+def _open_exported(
+    path: Path, manifest: artifact.Manifest, engine: EngineRecord | None, settings: Mapping[str, Any]
+) -> ServedModel:
     if manifest.task is None or manifest.precision is None:
         raise ArtifactError(f"{path}: the manifest names no task or no precision. Export it again.")
     task = get_task(manifest.task)
@@ -109,11 +117,12 @@ def _open_onnx(path: Path, settings: Mapping[str, Any]) -> ServedModel:
     max_length = int(manifest.settings["max_length"])
     return ServedModel(
         path=path,
-        kind="onnx",
+        kind=manifest.kind,
         task=task,
         context=Context(tokenization.load(path), manifest.labels, max_length, chosen),
         precision=manifest.precision,
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
         int8_weights=_promised(path, manifest),
+        engine=engine,
     )

@@ -47,7 +47,7 @@ class Ours:
 
         def group(lengths: Sequence[int]) -> Iterator[Int64]:
             if batch_size is None and not in_order:
-                return by_length(lengths, self.backend.batch_cost_tokens)
+                return by_length(lengths, self.backend.batch_cost_tokens, self.backend.profiles)
             budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
             return group_by_budget(lengths, *budget, in_order=in_order)
 

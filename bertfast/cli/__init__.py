@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from bertfast.cli.bench import bench
+from bertfast.cli.build import build
 from bertfast.cli.corpus import corpus_app
 from bertfast.cli.export import export
 from bertfast.cli.options import (
@@ -96,6 +97,7 @@ def quickstart(
 
 
 app.command()(export)
+app.command()(build)
 app.command()(bench)
 
 
@@ -192,6 +194,8 @@ def doctor(as_json: AsJson = False) -> None:
             present = "[green]yes[/]" if item["version"] else "[red]no[/]"
             table.add_row(present, item["name"], item["version"] or item["remedy"])
         console.print(table)
+    for problem in found["problems"]:
+        console.print(f"problem: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -46,12 +46,14 @@ class Exported:
         losses: what each runtime loses on the rows with right answers, where there are any.
         kept_in_fp32: tensors that would leave the range of fp16, with their largest magnitudes.
         quantization: how INT8 or FP8 was made, where it was.
+        engine_form: whether engines are built from another graph than CPUs run.
     """
 
     checks: Checks
     losses: Mapping[str, Loss]
     kept_in_fp32: Mapping[str, float]
     quantization: Quantization | None
+    engine_form: bool
 
 
 def export(
@@ -149,11 +151,12 @@ def _write(
     served.context.tokenizer.save(exported.path)
     with simulated(source.module, quantized):
         checks, losses = _check(source, exported, runtimes, dev)
-        if (exported.path / ENGINE_FILE).is_file():
+        engine_form = (exported.path / ENGINE_FILE).is_file()
+        if engine_form:
             checks["fp16 around INT8"] = _check_engine_form(source, exported)
     if plan.max_drop is not None:
         hold_in_runtimes(losses, plan.max_drop, exported.precision)
-    return Exported(checks, losses, kept, account)
+    return Exported(checks, losses, kept, account, engine_form)
 
 
 def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.ModelProto:
@@ -230,6 +233,8 @@ def _settings(served: ServedModel, plan: ExportPlan, result: Exported) -> dict[s
         found["losses"] = {name: loss.model_dump() for name, loss in result.losses.items()}
     if result.kept_in_fp32:
         found["kept_in_fp32"] = dict(result.kept_in_fp32)
+    if result.engine_form:
+        found["engine_onnx"] = ENGINE_FILE
     if result.quantization:
         found["quantization"] = result.quantization.model_dump(mode="json")
     return found

@@ -10,7 +10,10 @@ import pytest
 
 import bertfast
 from bertfast.backends import available, backends_for, open_backend, open_served, relative_error, tolerance
+from bertfast.backends.gpu import first_gpu
 from bertfast.config import Precision
+from bertfast.engine.build import build, open_source
+from bertfast.engine.recipe import read_recipe
 from bertfast.errors import ArtifactError, BackendError, ConfigError, DataError
 from bertfast.export.export import export
 from bertfast.text.batch import pad
@@ -23,12 +26,25 @@ def name(request: pytest.FixtureRequest) -> str:
     found = next(item for item in available() if item.name == request.param)
     if found.version is None:
         pytest.skip(f"{found.name} is absent: {found.remedy}")
+    if found.kind == "engine":
+        try:
+            first_gpu()
+        except BackendError as refusal:
+            pytest.skip(f"{found.name} runs nothing here: {refusal}")
     return found.name
 
 
 @pytest.fixture
-def artefact(name: str, classifier: Path, exported: Path) -> Path:
-    return classifier if name == "torch" else exported
+def artefact(name: str, classifier: Path, exported: Path, tmp_path: Path) -> Path:
+    if name == "torch":
+        return classifier
+    if name.startswith("tensorrt"):
+        recipe = read_recipe(Path("mixed"))
+        if name == "tensorrt-rtx":
+            recipe = read_recipe(Path("rtx-ahead-of-time"), targets=[first_gpu().compute_capability])
+        build(open_source(exported), tmp_path / "engine", recipe)
+        return tmp_path / "engine"
+    return exported
 
 
 TEXTS = ["The river.", "The old bridge crosses the garden near a mountain.", "a", "lantern " * 40]
@@ -127,6 +143,8 @@ def test_a_backend_refuses_what_it_does_not_run(classifier: Path, exported: Path
         open_backend(open_served(classifier), "onnxruntime")
     with pytest.raises(BackendError, match="torch runs artefacts of kind 'checkpoint'"):
         open_backend(open_served(exported), "torch")
+    with pytest.raises(BackendError, match="tensorrt-rtx runs artefacts of kind 'engine'.*bertfast build .* --recipe"):
+        open_backend(open_served(exported), "tensorrt-rtx")
     with pytest.raises(BackendError, match="'onnxruntim' is not a backend.*Did you mean 'onnxruntime'"):
         open_backend(open_served(exported), "onnxruntim")
     assert set(backends_for(open_served(classifier))) <= {"torch"}

@@ -1,0 +1,134 @@
+"""Memory, copies and graphs of the first GPU through its driver alone: serving needs neither torch nor CUDA's packages.
+
+Everything lies in the context that CUDA's runtime and torch share, and happens on one stream of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import byref, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+
+import numpy as np
+import numpy.typing as npt
+
+from bertfast.backends.gpu import ask, open_driver
+from bertfast.errors import BackendError
+
+_NON_BLOCKING, _THREAD_LOCAL = 1, 1  # CUstream_flags and CUstreamCaptureMode in cuda.h
+_MIB = 2**20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Cuda:
+    """The first GPU, a stream, and what was allocated through it.
+
+    Attributes:
+        stream: its handle, as libraries take it.
+    """
+
+    def __init__(self) -> None:
+        self._driver = open_driver()
+        self._device, self._context, stream = c_int(), c_void_p(), c_void_p()
+        ask(self._driver, "cuInit", c_uint(0))
+        ask(self._driver, "cuDeviceGet", byref(self._device), c_int(0))
+        ask(self._driver, "cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+        self._ask("cuStreamCreate", byref(stream), c_uint(_NON_BLOCKING))
+        self.stream = stream.value or 0
+        self._memory: list[int] = []
+        self._pinned: list[int] = []
+
+    def _ask(self, function: str, *arguments: object) -> None:
+        ask(self._driver, "cuCtxSetCurrent", self._context)  # the thread may be another than that of the last call
+        ask(self._driver, function, *arguments)
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """How much memory is free, and how much there is."""
+        free, total = c_size_t(), c_size_t()
+        self._ask("cuMemGetInfo_v2", byref(free), byref(total))
+        return free.value, total.value
+
+    def allocate(self, size: int, what: str) -> int:
+        """The address of so many bytes on the GPU.
+
+        Args:
+            what: what they are for.
+        Raises:
+            BackendError: there are not so many.
+        """
+        free, total = self.memory_bytes()
+        if size > free:
+            raise BackendError(
+                f"{what} take {size / _MIB:,.1f} MiB on the GPU, and {free / _MIB:,.1f} of its {total / _MIB:,.1f} MiB "
+                "are free. End what else runs there, or build with profiles of fewer or shorter sequences."
+            )
+        address = c_ulonglong()
+        self._ask("cuMemAlloc_v2", byref(address), c_size_t(max(size, 1)))
+        self._memory.append(address.value)
+        return address.value
+
+    def allocate_pinned(self, size: int) -> Bytes:
+        """So many bytes of the host, which copies reach without a detour. They last until `close`."""
+        address = c_void_p()
+        self._ask("cuMemAllocHost_v2", byref(address), c_size_t(size))
+        assert address.value
+        self._pinned.append(address.value)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address.value))
+
+    def copy_in(self, address: int, source: Bytes) -> None:
+        """Begin to copy pinned bytes to the GPU."""
+        self._ask(
+            "cuMemcpyHtoDAsync_v2",
+            c_ulonglong(address),
+            c_void_p(source.ctypes.data),
+            c_size_t(source.nbytes),
+            c_void_p(self.stream),
+        )
+
+    def copy_out(self, target: Bytes, address: int) -> None:
+        """Begin to copy from the GPU into pinned bytes."""
+        self._ask(
+            "cuMemcpyDtoHAsync_v2",
+            c_void_p(target.ctypes.data),
+            c_ulonglong(address),
+            c_size_t(target.nbytes),
+            c_void_p(self.stream),
+        )
+
+    def synchronize(self) -> None:
+        """Wait until the stream is done."""
+        self._ask("cuStreamSynchronize", c_void_p(self.stream))
+
+    def capture(self, work: Callable[[], None]) -> int:
+        """A graph of what `work` puts on the stream. Nothing is computed yet."""
+        graph, executable = c_void_p(), c_void_p()
+        self._ask("cuStreamBeginCapture_v2", c_void_p(self.stream), c_int(_THREAD_LOCAL))
+        try:
+            work()
+        finally:
+            self._ask("cuStreamEndCapture", c_void_p(self.stream), byref(graph))
+        self._ask("cuGraphInstantiateWithFlags", byref(executable), graph, c_ulonglong(0))
+        self._ask("cuGraphDestroy", graph)
+        return executable.value or 0
+
+    def launch(self, graph: int) -> None:
+        """Put a graph on the stream."""
+        self._ask("cuGraphLaunch", c_void_p(graph), c_void_p(self.stream))
+
+    def drop(self, graph: int) -> None:
+        """Let go of a graph."""
+        self._ask("cuGraphExecDestroy", c_void_p(graph))
+
+    def close(self) -> None:
+        """Let go of the stream and of all memory. A second call does nothing."""
+        if not self.stream:
+            return
+        self.synchronize()
+        while self._memory:
+            self._ask("cuMemFree_v2", c_ulonglong(self._memory.pop()))
+        while self._pinned:
+            self._ask("cuMemFreeHost", c_void_p(self._pinned.pop()))
+        self._ask("cuStreamDestroy_v2", c_void_p(self.stream))
+        ask(self._driver, "cuDevicePrimaryCtxRelease_v2", self._device)
+        self.stream = 0

@@ -1,0 +1,233 @@
+"""An engine in TensorRT or TensorRT for RTX, whichever built it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bertfast.backends.cuda import Bytes, Cuda
+from bertfast.backends.engine_plan import Here, Library, check_loadable, read_plan
+from bertfast.backends.gpu import Gpu, first_gpu
+from bertfast.backends.library import TensorRT, load_library, make_logger
+from bertfast.backends.profiles import choose_profile
+from bertfast.backends.protocol import Arrays, Backend
+from bertfast.backends.served import ServedModel
+from bertfast.errors import BackendError
+from bertfast.text.batch import Batch
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+MAX_GRAPHS = 64
+_MIB = 2**20
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of the batch that is on the GPU.
+
+    Attributes:
+        profile: the place of the profile that computes it.
+        length: tokens of a row as it is computed; at least the profile's shortest.
+        real_length: tokens of a row as it came; it makes no other shape.
+    """
+
+    profile: int
+    rows: int
+    length: int
+    real_length: int = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An input or output of the engine, with room for its largest shape on the GPU and in pinned memory."""
+
+    dtype: np.dtype[Any]
+    address: int
+    staging: Bytes
+
+    def staged(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """The pinned memory as an array."""
+        return self.staging[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A CUDA graph and the context that it was captured from, which takes no other shape (TensorRT's advice)."""
+
+    graph: int
+    context: trt.IExecutionContext
+
+
+class TensorRTBackend(Backend):
+    """An engine on the first GPU. What was uploaded stays until the next upload, and outputs until the next execution.
+
+    The precision is the artefact's: TensorRT computes in the types of the graph, which the builder has checked.
+    """
+
+    def __init__(self, model: ServedModel, name: Library) -> None:
+        record = model.engine
+        assert record is not None
+        self.name, self.precision, self.profiles = name, model.precision, record.profiles
+        self.outputs, self.per_token = model.task.outputs, model.task.per_token
+        library, gpu = load_library(name), first_gpu()
+        here = Here(name, library.__version__, gpu.name, gpu.compute_capability)
+        plan = read_plan(model.path, check_loadable(model.path, record, here))
+        self.errors: list[str] = []
+        self.contexts: list[trt.IExecutionContext] = []
+        self.captured: dict[Shape, _Captured] = {}
+        self.cuda = Cuda()
+        try:
+            self._load(library, plan, gpu, record.cuda_graphs)
+            self._allocate(library)
+        except BaseException:
+            self.close()
+            raise
+
+    def upload(self, batch: Batch) -> Shape:
+        """Bring a batch to the GPU, padded to the shortest length that its profile takes.
+
+        Raises:
+            ProfileError: no profile holds it.
+        """
+        rows, real_length = batch.input_ids.shape
+        place = choose_profile(self.profiles, rows, real_length)
+        shape = Shape(place, rows, max(real_length, self.profiles[place].length[0]), real_length)
+        self.cuda.synchronize()  # the staging may still be read
+        for name, array in batch.arrays.items():
+            tensor = self.tensors[name]
+            staged = tensor.staged((rows, shape.length))
+            staged[:, :real_length], staged[:, real_length:] = array, 0
+            self.cuda.copy_in(tensor.address, staged.view(np.uint8))
+        return shape
+
+    def execute(self, inputs: Shape) -> Shape:
+        if not self.captures:
+            self._set_shape(self.contexts[inputs.profile], inputs)
+            self._enqueue(self.contexts[inputs.profile])
+        elif inputs in self.captured:
+            self.cuda.launch(self.captured[inputs].graph)
+        else:
+            self._capture(inputs)
+        return inputs
+
+    def download(self, outputs: Shape) -> Arrays:
+        context = self.captured[outputs].context if self.captures else self.contexts[outputs.profile]
+        staged = {name: self.tensors[name].staged(tuple(context.get_tensor_shape(name))) for name in self.outputs}
+        for name, array in staged.items():
+            self.cuda.copy_out(array.view(np.uint8), self.tensors[name].address)
+        self.cuda.synchronize()
+        return {name: self._real(name, array, outputs).astype(np.float32) for name, array in staged.items()}
+
+    def synchronize(self) -> None:
+        self.cuda.synchronize()
+
+    def close(self) -> None:
+        for captured in self.captured.values():
+            self.cuda.drop(captured.graph)
+        self.captured.clear()
+        self.contexts.clear()
+        vars(self).pop("engine", None)  # contexts before their engine, and both before the memory that they use
+        self.cuda.close()
+
+    def _load(self, library: TensorRT, plan: bytes, gpu: Gpu, cuda_graphs: bool) -> None:
+        """The engine, memory for its activations, and a context for each profile."""
+        runtime = _start(library, gpu, self.errors)
+        self.engine = self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
+        self.settings = self.engine.create_runtime_config()
+        self.settings.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self.captures = cuda_graphs and self.name == "tensorrt"
+        if cuda_graphs and not self.captures:  # TensorRT for RTX captures by itself
+            self.settings.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self.scratch_bytes = self.engine.device_memory_size_v2
+        self.scratch = self.cuda.allocate(self.scratch_bytes, "the activations of the engine")
+        self.contexts += [self._context(place) for place in range(len(self.profiles))]
+
+    def _context(self, profile: int) -> trt.IExecutionContext:
+        """A context for a profile; all share the scratch memory, as one at a time is at work."""
+        what = f"a context for profile {self.profiles[profile]}"
+        context = self._got(self.engine.create_execution_context(runtime_config=self.settings), what)
+        context.set_device_memory(self.scratch, self.scratch_bytes)
+        self._got(context.set_optimization_profile_async(profile, self.cuda.stream), what)
+        self.cuda.synchronize()
+        return context
+
+    def _allocate(self, library: TensorRT) -> None:
+        """Memory for the largest shape that each input and output has in any profile."""
+        names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
+        modes = {name: self.engine.get_tensor_mode(name) for name in names}
+        self.inputs = [name for name, mode in modes.items() if mode == library.TensorIOMode.INPUT]
+        sizes = dict.fromkeys(names, 0)
+        for place, profile in enumerate(self.profiles):
+            self._set_shape(self.contexts[place], Shape(place, profile.batch[2], profile.length[2], profile.length[2]))
+            for name in names:
+                sizes[name] = max(sizes[name], math.prod(self.contexts[place].get_tensor_shape(name)))
+        types = {name: np.dtype(library.nptype(self.engine.get_tensor_dtype(name))) for name in names}
+        self.tensors = {name: self._tensor(types[name], sizes[name] * types[name].itemsize) for name in names}
+        for context in self.contexts:
+            self._bind(context)
+
+    def _tensor(self, dtype: np.dtype[Any], size: int) -> _Tensor:
+        address = self.cuda.allocate(size, "the inputs and outputs of the engine")
+        return _Tensor(dtype, address, self.cuda.allocate_pinned(size))
+
+    def _bind(self, context: trt.IExecutionContext) -> None:
+        for name, tensor in self.tensors.items():
+            self._got(context.set_tensor_address(name, tensor.address), f"the address of {name}")
+
+    def _set_shape(self, context: trt.IExecutionContext, shape: Shape) -> None:
+        for name in self.inputs:
+            self._got(
+                context.set_input_shape(name, (shape.rows, shape.length)), f"{name} of {shape.rows}x{shape.length}"
+            )
+        unknown = context.infer_shapes()
+        assert not unknown, unknown
+
+    def _enqueue(self, context: trt.IExecutionContext) -> None:
+        self._got(context.execute_async_v3(self.cuda.stream), "the batch")
+
+    def _capture(self, shape: Shape) -> None:
+        """Compute once as ever, which settles what the engine does for this shape, and capture that for later."""
+        if len(self.captured) == MAX_GRAPHS:
+            self.cuda.synchronize()
+            self.cuda.drop(self.captured.pop(next(iter(self.captured))).graph)
+        context = self._context(shape.profile)
+        self._bind(context)
+        self._set_shape(context, shape)
+        self._enqueue(context)
+        self.cuda.synchronize()
+        self.captured[shape] = _Captured(self.cuda.capture(lambda: self._enqueue(context)), context)
+
+    def _real(self, name: str, array: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+        return array[:, : shape.real_length] if name in self.per_token else array
+
+    def _got(self, answer: _Answer | None, what: str) -> _Answer:
+        """What TensorRT answers; BackendError where that is nothing or no."""
+        if answer is None or answer is False:
+            free, total = self.cuda.memory_bytes()
+            raise BackendError(
+                f"{self.name} does not take {what}: {_said(self.errors)}. {free / _MIB:,.1f} of the GPU's "
+                f"{total / _MIB:,.1f} MiB are free."
+            )
+        return answer
+
+
+def _start(library: TensorRT, gpu: Gpu, errors: list[str]) -> trt.Runtime:
+    """A runtime; it refuses engines with host code in them, as long as nobody tells it otherwise."""
+    try:
+        runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
+    except TypeError:  # of the bindings, where the library makes none
+        raise BackendError(
+            f"{library.__name__} {library.__version__} does not start on {gpu.name}: {_said(errors)}. The driver goes "
+            f"up to CUDA {gpu.driver_cuda[0]}.{gpu.driver_cuda[1]}: install a newer one if that is the reason."
+        ) from None
+    return runtime
+
+
+def _said(errors: list[str]) -> str:
+    return errors[-1].strip().rstrip(".") if errors else "it says no more"
