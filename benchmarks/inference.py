@@ -119,13 +119,14 @@ def measure(name: str, options: argparse.Namespace) -> Path:
 
 
 def exports(model: Path, out: Path, calibration: Path) -> list[Path]:
-    """The model in every precision that some runtime of this machine executes."""
+    """The model in every precision that some runtime of this machine may multiply in; what it would only emulate has no
+    speed to be measured (see precisions.py for its accuracy)."""
     made = []
-    for precision in Precision:
+    for precision in (Precision.FP32, Precision.BF16, Precision.INT8):
         served = replace(open_served(model), kind="onnx", precision=precision)
         if not backends_for(served):
             continue
-        plan = ExportPlan(calibration=calibration) if precision is Precision.INT8 else None
+        plan = ExportPlan(calibration=calibration if precision is Precision.INT8 else None)
         export(model, out / precision.value, precision=precision, plan=plan, overwrite=True, notify=say)
         made.append(out / precision.value)
     return made
