@@ -35,7 +35,7 @@ quickstart: $(VENV)/.user ## The whole way, offline: text, pretraining, fine-tun
 	$(BIN)/bertfast quickstart --out quickstart
 
 test: $(VENV)/.dev ## The default tests: CPU, offline, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## Lint, format and types
 	$(BIN)/ruff check .
