@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -43,6 +43,13 @@ RoundingOption = Annotated[
     str | None,
     typer.Option("--rounding", help="INT8, FP8: gptq (default) sets errors of weights against each other; or nearest."),
 ]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        "--attention",
+        help="In what is in 16 bit: plain, or ONNX's operator, which TensorRT builds as a fused kernel or not at all.",
+    ),
+]
 
 
 def export(
@@ -58,6 +65,7 @@ def export(
     dev: Dev = None,
     max_drop: MaxDrop = None,
     rounding: RoundingOption = None,
+    attention: AttentionOption = "plain",
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -71,6 +79,7 @@ def export(
     """
     from bertfast.config import Precision
     from bertfast.export.export import export as export_checkpoint
+    from bertfast.export.graph import Attention
     from bertfast.export.plan import ExportPlan
     from bertfast.model.snapshot import local_model
     from bertfast.quantize.fit import Rounding
@@ -92,9 +101,17 @@ def export(
     given |= {"rounding": choice("--rounding", rounding, get_args(Rounding))} if rounding else {}
     plan = ExportPlan.parse(given, f"--precision {wanted.value}")
     source, own = local_model(checkpoint), task_settings(settings)
+    form = cast(Attention, choice("--attention", attention, get_args(Attention)))
     with notifying() as notify:
         exported = export_checkpoint(
-            source, out, precision=wanted, settings=own, plan=plan, overwrite=overwrite, notify=notify
+            source,
+            out,
+            precision=wanted,
+            settings=own,
+            plan=plan,
+            attention=form,
+            overwrite=overwrite,
+            notify=notify,
         )
     if exported.quantization:
         _show(exported.quantization)

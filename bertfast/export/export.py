@@ -16,11 +16,11 @@ from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import AS_TRAINED, ENGINE_FILE
 from bertfast.config import Precision
-from bertfast.errors import ArtifactError, BackendError, ConfigError
+from bertfast.errors import ArtifactError, BackendError, CheckError, ConfigError
 from bertfast.export.check import awkward_texts, check_export
 from bertfast.export.dev import DevRows, Loss, hold_in_runtimes
-from bertfast.export.graph import build_graph
-from bertfast.export.overflow import overflows
+from bertfast.export.graph import Attention, build_graph
+from bertfast.export.overflow import FP16_LARGEST, overflows
 from bertfast.export.plan import NO_TEXTS, ExportPlan, calibration_text
 from bertfast.export.quantized import Quantization, quantize_checkpoint
 from bertfast.export.rules import check_rules
@@ -63,6 +63,7 @@ def export(
     precision: Precision = Precision.FP32,
     settings: Mapping[str, Any] = AS_TRAINED,
     plan: ExportPlan = NO_TEXTS,
+    attention: Attention = "plain",
     overwrite: bool = False,
     notify: Notify = lambda *_: None,
 ) -> Exported:
@@ -74,6 +75,7 @@ def export(
             fastest precision that they have, and in fp16 for engines; fp8 has fp16 around it.
         settings: the task's settings that are to be others than the checkpoint's.
         plan: the texts that int8 and fp8 are calibrated on, that fp16 is watched on, and that all are judged by.
+        attention: how it stands in what is in 16 bit; in fp32 it is always written out.
         notify: called with (what is being done, steps done, steps in all).
     Raises:
         AccuracyError: it loses more of the metric than is allowed; nothing is published.
@@ -85,6 +87,11 @@ def export(
     if precision in _QUANTIZED and plan.calibration is None:
         raise ConfigError(
             f"{precision.value} is calibrated on texts like those that will be served: give --calibration FILE."
+        )
+    if attention == "operator" and precision is Precision.FP32:
+        raise ConfigError(
+            "TensorRT builds the Attention operator in 16 bit alone, and --precision is fp32. Leave --attention "
+            "out, or give --precision fp16."
         )
     served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
@@ -109,8 +116,8 @@ def export(
         TorchBackend(served, device="cpu") as source,
     ):
         _refuse_what_is_not_finite(served, source)
-        result = _write(served, replace(exported, path=draft.path), source, runtimes, plan, notify)
-        draft.settings = _settings(served, plan, result)
+        result = _write(served, replace(exported, path=draft.path), source, runtimes, plan, attention, notify)
+        draft.settings = _settings(served, plan, result) | {"attention": attention}
     return result
 
 
@@ -130,6 +137,7 @@ def _write(
     source: TorchBackend,
     runtimes: Sequence[str],
     plan: ExportPlan,
+    attention: Attention,
     notify: Notify,
 ) -> Exported:
     """The graphs of an export in its directory, checked."""
@@ -145,7 +153,9 @@ def _write(
     kept = _overflows(served, graph, text) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
     promised = account.quantized_weights if account and exported.precision is Precision.INT8 else 0
     exported = replace(exported, int8_weights=promised)
-    for form, model in _forms(exported, graph, kept):
+    narrow = graph if attention == "plain" else _model(served, quantized, attention)
+    _refuse_what_cannot_be_kept(narrow, kept)
+    for form, model in _forms(exported, graph, narrow, kept):
         check_rules(model)
         onnx.save(model, exported.path / form)
     served.context.tokenizer.save(exported.path)
@@ -159,12 +169,15 @@ def _write(
     return Exported(checks, losses, kept, account, engine_form)
 
 
-def _model(served: ServedModel, quantized: Sequence[QuantizedProduct]) -> onnx.ModelProto:
+def _model(
+    served: ServedModel, quantized: Sequence[QuantizedProduct], attention: Attention = "plain"
+) -> onnx.ModelProto:
     checkpoint = served.checkpoint or open_checkpoint(served.path)
     module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
-    return build_graph(served.task.architecture, weights, checkpoint.config, served.context.settings, quantized)
+    settings, architecture = served.context.settings, served.task.architecture
+    return build_graph(architecture, weights, checkpoint.config, settings, quantized, attention)
 
 
 def _overflows(served: ServedModel, graph: onnx.ModelProto, text: Sequence[Encoded]) -> dict[str, float]:
@@ -172,20 +185,32 @@ def _overflows(served: ServedModel, graph: onnx.ModelProto, text: Sequence[Encod
     return overflows(graph, list(equal_lengths(text or awkward_texts(served), served.context.tokenizer.pad_id)))
 
 
+def _refuse_what_cannot_be_kept(graph: onnx.ModelProto, kept: Mapping[str, float]) -> None:
+    """Raise CheckError where a tensor that fp16 cannot hold lies within an operator."""
+    there = {name for node in graph.graph.node for name in node.output}
+    for name, value in kept.items():
+        if name not in there:
+            raise CheckError(
+                f"{name} reaches {value:,.0f} on the calibration text, too near to the {FP16_LARGEST:,.0f} of fp16, "
+                "and within the Attention operator it cannot be kept in fp32. Export without --attention operator, or "
+                "in bf16."
+            )
+
+
 def _forms(
-    exported: ServedModel, graph: onnx.ModelProto, kept: Mapping[str, float]
+    exported: ServedModel, graph: onnx.ModelProto, narrow: onnx.ModelProto, kept: Mapping[str, float]
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """The graphs of an artefact by their files' names."""
+    """The graphs of an artefact by their files' names; `narrow` is what becomes one of 16 bit."""
     match exported.precision:
         case Precision.FP32:
             yield exported.file, graph
         case Precision.BF16:
-            yield exported.file, typed(graph, Precision.BF16)
+            yield exported.file, typed(narrow, Precision.BF16)
         case Precision.FP16 | Precision.FP8:
-            yield exported.file, typed(graph, Precision.FP16, kept)
+            yield exported.file, typed(narrow, Precision.FP16, kept)
         case Precision.INT8:
             yield exported.file, graph
-            yield ENGINE_FILE, typed(graph, Precision.FP16, kept)
+            yield ENGINE_FILE, typed(narrow, Precision.FP16, kept)
 
 
 def _check(

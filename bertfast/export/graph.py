@@ -1,8 +1,8 @@
 """The ONNX graph of a BERT, written node by node from its weights.
 
-No tracing: what stands here is what the file holds, whatever version of torch is installed. Plain form, stock
-operators of opset 21, one MatMul a Linear under the parameter's own name, and no shape arithmetic but one: the
-position embeddings are cut to the sequence's length.
+No tracing: what stands here is what the file holds, whatever version of torch is installed. Stock operators, of opset
+21 where attention is written out and of opset 23 where it is one operator; one MatMul a Linear under the parameter's
+own name; and no shape arithmetic but with the sequence's length, to which position embeddings are cut.
 
 Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,11 @@ from bertfast.model.heads import SHORTEST
 from bertfast.quantize.product import QuantizedProduct, fold_smoothing
 from bertfast.tasks.embed import EmbedSettings
 
-OPSET = 21
-IR_VERSION = 10
+Attention = Literal["plain", "operator"]
+
+OPSETS: Mapping[Attention, int] = {"plain": 21, "operator": 23}
+IR_VERSIONS: Mapping[Attention, int] = {"plain": 10, "operator": 11}
+_EMBEDDINGS = "bert.embeddings"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
@@ -38,10 +41,12 @@ class Graph:
 
     Attributes:
         quantized: the products that are in INT8 or FP8, by name.
+        attention: its form.
     """
 
     weights: Weights
     quantized: Mapping[str, QuantizedProduct] = field(default_factory=dict)
+    attention: Attention = "plain"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -108,6 +113,7 @@ def build_graph(
     config: ModelConfig,
     settings: Config,
     quantized: Sequence[QuantizedProduct] = (),
+    attention: Attention = "plain",
 ) -> onnx.ModelProto:
     """The model of `architecture` with dynamic batch and sequence.
 
@@ -115,18 +121,18 @@ def build_graph(
         weights: float32 parameters by their names in the checkpoint.
         settings: the task's own.
         quantized: the products in INT8 or FP8: QuantizeLinear and DequantizeLinear around their MatMuls say so.
+        attention: written out, or as ONNX's own operator, which TensorRT builds as a fused kernel or not at all.
     """
     quantized, weights = fold_smoothing(quantized, weights)
-    graph = Graph(weights, {one.product.name: one for one in quantized})
+    graph = Graph(weights, {one.product.name: one for one in quantized}, attention)
     head = _HEADS[architecture]
     hidden = _encoder(graph, config, first_only=head.reads_first_only(settings))
     outputs = head.add(graph, hidden, config, settings)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     body = helper.make_graph(graph.nodes, architecture, inputs, results, list(graph.constants.values()))
-    model = helper.make_model(
-        body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bertfast", ir_version=IR_VERSION
-    )
+    opset = helper.make_opsetid("", OPSETS[attention])
+    model = helper.make_model(body, opset_imports=[opset], producer_name="bertfast", ir_version=IR_VERSIONS[attention])
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -135,18 +141,18 @@ def _encoder(graph: Graph, config: ModelConfig, *, first_only: bool) -> str:
     """The states of all tokens, or of the first ones alone: then the last layer does nothing for the others."""
     hidden = _embeddings(graph, config)
     mask_B11S = _mask(graph)
+    mask = mask_B11S if graph.attention == "plain" else _for_each_token(graph, mask_B11S)
     for number in range(config.num_hidden_layers):
         asking = hidden
         if first_only and number == config.num_hidden_layers - 1:
-            asking = graph.op(
-                "Gather", [hidden, graph.constant("first_of_each", [0], np.int64)], "bert.encoder/first", axis=1
-            )
-        hidden = _layer(graph, hidden, asking, mask_B11S, f"bert.encoder.layer.{number}", config)
+            first = graph.constant("first_of_each", [0], np.int64)
+            asking, mask = graph.op("Gather", [hidden, first], "bert.encoder/first", axis=1), mask_B11S
+        hidden = _layer(graph, hidden, asking, mask, f"bert.encoder.layer.{number}", config)
     return hidden
 
 
 def _embeddings(graph: Graph, config: ModelConfig) -> str:
-    prefix = "bert.embeddings"
+    prefix = _EMBEDDINGS
 
     def embedding(kind: str, ids: str) -> str:
         table = graph.parameter(f"{prefix}.{kind}_embeddings.weight")
@@ -170,6 +176,13 @@ def _mask(graph: Graph) -> str:
     return graph.op("Unsqueeze", [scores, graph.constant("mask_axes", [1, 2], np.int64)], "mask/Unsqueeze")
 
 
+def _for_each_token(graph: Graph, mask_B11S: str) -> str:
+    """[B, 1, S, S]: the operator does not repeat a mask in every runtime."""
+    ones = graph.constant("ones", [1, 1], np.int64), graph.constant("one_key", [1], np.int64)
+    shape = graph.op("Concat", [ones[0], f"{_EMBEDDINGS}/sequence", ones[1]], "mask/shape", axis=0)
+    return graph.op("Expand", [mask_B11S, shape], "mask/Expand")
+
+
 def _layer(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
     context = _self_attention(graph, hidden, asking, mask, f"{prefix}.attention.self", config)
     attended = _residual(graph, context, asking, f"{prefix}.attention.output", config)
@@ -179,6 +192,14 @@ def _layer(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, confi
 
 
 def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
+    projected = _query_key_value(graph, hidden, asking, prefix)
+    if graph.attention == "plain" or asking != hidden:  # TensorRT has no fused kernel for a single query
+        return _plain_attention(graph, projected, mask, prefix, config)
+    heads = dict.fromkeys(("q_num_heads", "kv_num_heads"), config.num_attention_heads)
+    return graph.op("Attention", [*projected, mask], f"{prefix}/Attention", **heads)
+
+
+def _plain_attention(graph: Graph, projected: Sequence[str], mask: str, prefix: str, config: ModelConfig) -> str:
     heads = graph.constant("heads_shape", [0, 0, config.num_attention_heads, config.head_size], np.int64)
 
     def split(kind: str, states: str, order: list[int]) -> str:
@@ -186,7 +207,7 @@ def _self_attention(graph: Graph, hidden: str, asking: str, mask: str, prefix: s
         shaped = graph.op("Reshape", [states, heads], f"{name}/Reshape")
         return graph.op("Transpose", [shaped], f"{name}/Transpose", perm=order)
 
-    query, key, value = _query_key_value(graph, hidden, asking, prefix)
+    query, key, value = projected
     query = split("query", query, [0, 2, 1, 3])
     key_BADS, value = split("key", key, [0, 2, 3, 1]), split("value", value, [0, 2, 1, 3])
     scale = graph.constant("attention_scale", 1 / math.sqrt(config.head_size))
