@@ -1,4 +1,4 @@
-"""torch, eager, in fp32: the reference that every other backend is held against."""
+"""torch, eager: in fp32 the reference that every other backend is held against."""
 
 from __future__ import annotations
 
@@ -10,16 +10,30 @@ from torch import Tensor
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
+from bertfast.config import Precision
+from bertfast.model.heads import FullPrecisionLinear
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.text.batch import Batch
 
+_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
 
 class TorchBackend(Backend):
-    """A checkpoint in torch, on the GPU where there is one and no other device is asked for."""
+    """A checkpoint in torch, on the GPU where there is one and no other device is asked for.
+
+    Args:
+        precision: of the matrix products; fp32, fp16 or bf16, by default the checkpoint's.
+    """
 
     name = "torch"
 
-    def __init__(self, model: ServedModel, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        threads: int | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -27,9 +41,13 @@ class TorchBackend(Backend):
         checkpoint = model.checkpoint or open_checkpoint(model.path)
         self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)
         load_weights(self.module, model.path, complete=True)
-        self.module.to(self.device).eval()
+        wanted = precision or model.precision
+        self.module.to(self.device, _TYPES[wanted]).eval()
+        for part in self.module.modules():
+            if isinstance(part, FullPrecisionLinear):
+                part.float()
         torch.set_float32_matmul_precision("highest")
-        self.hold_precision(_executed(self.module), model.precision)
+        self.hold_precision(_executed(self.module), wanted)
 
     def upload(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
@@ -47,9 +65,10 @@ class TorchBackend(Backend):
 
 
 def _executed(module: torch.nn.Module) -> list[Executed]:
-    """The formats in which the module's Linears multiply, seen by running one sentence through them."""
+    """The formats in which the module's Linears multiply, seen by running one sentence through them; those that are to
+    compute in fp32 whatever the others do are left out."""
     seen: list[Executed] = []
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    names = {kind: precision.value for precision, kind in _TYPES.items()}
 
     def note(linear: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         reduced = torch.get_float32_matmul_precision() != "highest"
@@ -57,7 +76,8 @@ def _executed(module: torch.nn.Module) -> list[Executed]:
         weights = cast(Tensor, linear.weight).numel()
         seen.extend(Executed("reduced fp32" if reduced else names.get(kind, str(kind)), weights) for kind in formats)
 
-    hooks = [part.register_forward_hook(note) for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    linears = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    hooks = [part.register_forward_hook(note) for part in linears if not isinstance(part, FullPrecisionLinear)]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)
     with torch.inference_mode():
         module(ids, ids, ids * 0)

@@ -44,6 +44,12 @@ def _open_torch(model: ServedModel, threads: int | None) -> Backend:
     return TorchBackend(model, threads)
 
 
+def _open_torch_packed(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.torch_packed import TorchPackedBackend
+
+    return TorchPackedBackend(model, threads)
+
+
 def _open_onnxruntime(model: ServedModel, threads: int | None) -> Backend:
     from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
 
@@ -70,6 +76,7 @@ def _open_tensorrt_rtx(model: ServedModel, threads: int | None) -> Backend:
 
 _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
+    "torch-packed": _Runtime("checkpoint", "torch", "train", _open_torch_packed),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
     "tensorrt": _Runtime("engine", "tensorrt", "gpu", _open_tensorrt),
