@@ -32,6 +32,7 @@ _TOLERANCE = {
     ("torch-packed", Precision.FP32): 1e-5,
     ("torch-packed", Precision.FP16): 1e-2,
     ("torch-packed", Precision.BF16): 5e-2,
+    ("torch-packed", Precision.FP8): 1e-1,
     ("onnxruntime", Precision.FP32): 1e-5,
     ("openvino", Precision.FP32): 1e-5,
     ("openvino", Precision.BF16): 2e-2,
@@ -43,7 +44,11 @@ _TOLERANCE = {
     **{(name, precision): error for name in ("tensorrt", "tensorrt-rtx") for precision, error in _ON_A_GPU.items()},
 }
 # The runtime has the formats and no products in them: it multiplies in fp32, and rounds where the graph leaves that.
-_EMULATED = {("onnxruntime", Precision.FP16), ("onnxruntime", Precision.FP8)}
+_EMULATED = {
+    ("onnxruntime", Precision.FP16),
+    ("onnxruntime", Precision.FP8),
+    ("torch-packed", Precision.FP8),
+}
 
 
 class Executed(NamedTuple):

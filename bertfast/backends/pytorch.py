@@ -10,11 +10,13 @@ from torch import Tensor
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
+from bertfast.backends.torch_fp8 import Fp8Linear, to_fp8
 from bertfast.config import Precision
 from bertfast.model.heads import FullPrecisionLinear
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.text.batch import Batch
 
+_IN_FP8 = "bert.encoder"
 _TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
@@ -22,7 +24,7 @@ class TorchBackend(Backend):
     """A checkpoint in torch, on the GPU where there is one and no other device is asked for.
 
     Args:
-        precision: of the matrix products; fp32, fp16 or bf16, by default the checkpoint's.
+        precision: of the matrix products, by default the checkpoint's; fp8 is that of the encoder's, the rest is bf16.
     """
 
     name = "torch"
@@ -42,12 +44,14 @@ class TorchBackend(Backend):
         self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)
         load_weights(self.module, model.path, complete=True)
         wanted = precision or model.precision
-        self.module.to(self.device, _TYPES[wanted]).eval()
+        self.module.to(self.device, _TYPES.get(wanted, torch.bfloat16)).eval()
         for part in self.module.modules():
             if isinstance(part, FullPrecisionLinear):
                 part.float()
+        if wanted is Precision.FP8:
+            to_fp8(self.module.get_submodule(_IN_FP8))
         torch.set_float32_matmul_precision("highest")
-        self.hold_precision(_executed(self.module), wanted)
+        self.hold_precision(_executed(self.module, _IN_FP8 if wanted is Precision.FP8 else ""), wanted)
 
     def upload(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
@@ -64,9 +68,9 @@ class TorchBackend(Backend):
             torch.cuda.synchronize()
 
 
-def _executed(module: torch.nn.Module) -> list[Executed]:
-    """The formats in which the module's Linears multiply, seen by running one sentence through them; those that are to
-    compute in fp32 whatever the others do are left out."""
+def _executed(module: torch.nn.Module, within: str) -> list[Executed]:
+    """The formats in which a part's Linears multiply, seen by running one sentence through the module; those that are
+    to compute in fp32 whatever the others do are left out."""
     seen: list[Executed] = []
     names = {kind: precision.value for precision, kind in _TYPES.items()}
 
@@ -76,7 +80,9 @@ def _executed(module: torch.nn.Module) -> list[Executed]:
         weights = cast(Tensor, linear.weight).numel()
         seen.extend(Executed("reduced fp32" if reduced else names.get(kind, str(kind)), weights) for kind in formats)
 
-    linears = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    parts = list(module.get_submodule(within).modules())
+    seen += [Executed(part.format, part.weight.numel()) for part in parts if isinstance(part, Fp8Linear)]
+    linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
     hooks = [part.register_forward_hook(note) for part in linears if not isinstance(part, FullPrecisionLinear)]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)
     with torch.inference_mode():

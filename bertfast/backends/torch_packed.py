@@ -52,7 +52,7 @@ class TorchPackedBackend(TorchBackend):
     """A checkpoint in torch: by default in bf16 on the GPU where there is one, else in fp32 on the CPU.
 
     Args:
-        precision: of the matrix products; fp32, fp16 or bf16.
+        precision: as `TorchBackend` has it.
         compiled: whether torch.compile makes the kernels.
         max_tokens: real tokens of a batch that `group` makes.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from bertfast.backends import open_served, relative_error, tolerance
+from bertfast.backends import open_served, pytorch, relative_error, tolerance
 from bertfast.backends.protocol import Arrays
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import ServedModel
+from bertfast.backends.torch_fp8 import to_fp8
 from bertfast.backends.torch_graphs import MAX_GRAPHS, Replayed
 from bertfast.backends.torch_packed import TorchPackedBackend, layout_for
 from bertfast.config import ModelConfig, Precision
+from bertfast.errors import BackendError
 from bertfast.model import encoder as encoder_module
 from bertfast.text.batch import Batch, pad
 from bertfast.text.packing import without_padding
@@ -59,6 +63,33 @@ def test_without_padding_the_outputs_are_those_with_padding(model: ServedModel, 
     for name, array in expected.items():
         assert actual[name].shape == array.shape
         assert relative_error(actual[name], array) <= tolerance("torch-packed", Precision.FP32)
+
+
+def test_fp8_is_emulated_on_a_cpu_and_stays_close(model: ServedModel) -> None:
+    batch = ragged(model.context.tokenizer.vocab_size, [9, 3, 30, 64])
+    with TorchBackend(model) as source, TorchPackedBackend(model, precision=Precision.FP8) as packed:
+        assert (packed.precision, packed.emulated) == (Precision.FP8, True)
+        expected, actual = (real_part(model, batch, each.run(batch)) for each in (source, packed))
+    for name, array in expected.items():
+        assert 1e-3 < relative_error(actual[name], array) <= tolerance("torch-packed", Precision.FP8)
+
+
+def test_an_encoder_that_is_not_all_in_fp8_is_refused(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytorch, "to_fp8", lambda encoder: to_fp8(encoder.layer[0]))
+    with pytest.raises(BackendError, match="in fp8, and says that it executes bf16, fp32"):
+        TorchPackedBackend(open_served(classifier), precision=Precision.FP8)
+
+
+def test_what_is_compiled_serves_many_layouts(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile traces, without its C++ or Triton: whole, and not anew for each layout."""
+    traced = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced, fullgraph=True))
+    model = open_served(classifier)
+    with TorchBackend(model) as padded, TorchPackedBackend(model, compiled=True) as packed:
+        for lengths in ([9, 3, 30], [5] * 20, [64, 2, 2, 2, 2, 2], [7], [64], [9] * 40, [64] * 9, [30] * 5):
+            batch = ragged(model.context.tokenizer.vocab_size, lengths)
+            assert relative_error(packed.run(batch)["logits"], padded.run(batch)["logits"]) <= 1e-5
+    assert traced.frame_count <= 3  # one sequence, equal sizes, and all others
 
 
 @pytest.mark.parametrize("backend", [TorchBackend, TorchPackedBackend])
@@ -136,7 +167,7 @@ def test_a_layout_is_recorded_once_and_reads_what_was_uploaded_last() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("precision", [*HALF, Precision.FP8])
 def test_graphs_on_the_gpu_give_what_a_cpu_gives(model: ServedModel, precision: Precision) -> None:
     batches = [ragged(model.context.tokenizer.vocab_size, [9, 3, 30, 64], seed) for seed in range(3)]
     with TorchBackend(model, device="cpu") as source, TorchPackedBackend(model, precision=precision) as packed:
