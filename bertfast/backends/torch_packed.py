@@ -19,10 +19,11 @@ from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import ServedModel
 from bertfast.backends.torch_graphs import Outputs, Replayed
 from bertfast.config import Precision
+from bertfast.model.encoder import takes_boundaries
 from bertfast.text.batch import Batch, Int64, group_by_tokens
 from bertfast.text.packing import Layout, without_padding
 
-_GPU_TOKENS, _CPU_TOKENS = 16384, 512
+_KERNEL_TOKENS, _MASK_TOKENS = 16384, 512
 _TOKEN_GRAIN, _LENGTH_GRAIN = 64, 64
 
 
@@ -70,7 +71,8 @@ class TorchPackedBackend(TorchBackend):
     ) -> None:
         on_gpu = torch.device(device).type == "cuda" if device else torch.cuda.is_available()
         super().__init__(model, threads, device, precision or (Precision.BF16 if on_gpu else Precision.FP32))
-        self.max_tokens = max_tokens or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
+        kernel = takes_boundaries(self.device.type, next(self.module.parameters()).dtype, 0.0)
+        self.max_tokens = max_tokens or (_KERNEL_TOKENS if kernel else _MASK_TOKENS)
         self.per_token = model.task.per_token
         self.call = torch.compile(self.module, dynamic=True) if compiled else self.module
         self.replayed = Replayed(self._compute)
