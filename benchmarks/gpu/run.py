@@ -12,10 +12,10 @@ takes every step on one H100 or H200 in about half an hour. `--model` is a check
 correctness is judged on too. `--dry` takes every step on a CPU with tiny shapes, in minutes; its figures say nothing.
 
 Needed: Python 3.11+, torch 2.11 to 2.15, numpy, tokenizers, safetensors, transformers 5, onnx, onnxruntime, and
-bertfast with pydantic. onnxruntime-gpu and tensorrt-rtx are used where they are there. What the machine lacks is
-brought along in a folder that is made where there is a network, for the machine's Python:
+bertfast with pydantic and rich. onnxruntime-gpu and tensorrt-rtx are used where they are there. What the machine lacks
+is brought along in a folder that is made where there is a network, for the machine's Python:
 
-    pip install --target .gpu --python-version 3.12 --only-binary :all: 'pydantic>=2.9'
+    pip install --target .gpu --python-version 3.12 --only-binary :all: 'pydantic>=2.9' 'rich>=13.7'
     pip install --target .gpu --no-deps .
     PYTHONPATH=.gpu python benchmarks/gpu/run.py --out DIR --commit ID
 
