@@ -1,7 +1,8 @@
 """Pretraining speed beside transformers.BertForPreTraining: the same instances, interleaved, real tokens/s.
 
-    python benchmarks/pretrain_speed.py --text FILE... [--preset mini] [--length 128] [--batch 32] [--steps 500]
-        [--ours packed packed-compile ...] [--peers fp32 bf16 bf16-compile] [--device cpu|cuda] [--out FILE]
+    python benchmarks/pretrain_speed.py --text FILE... [--vocab FILE] [--preset mini] [--length 128] [--batch 32]
+        [--steps 500] [--ours packed packed-compile ...] [--peers fp32 bf16 bf16-compile] [--device cpu|cuda]
+        [--out FILE]
 
 Each contender trains a model of its own on the same steps. They take turns, a slice of steps each, so that a noisy
 machine disturbs all alike; what is reported is the median over the slices of the ratio of two neighbours, with its
@@ -49,9 +50,9 @@ Step = Callable[[Sequence[Instance]], dict[str, float]]
 PEER_SLICES = 8
 
 
-def corpus_of(text: list[Path], cache: Path) -> Corpus:
+def corpus_of(text: list[Path], vocabulary: Path | None, cache: Path) -> Corpus:
     if not cache.exists():
-        build_corpus(read_documents(text), cache, tokenization.load(minilm() / "vocab.txt"))
+        build_corpus(read_documents(text), cache, tokenization.load(vocabulary or minilm() / "vocab.txt"))
     return open_corpus(cache)
 
 
@@ -174,9 +175,10 @@ def summary(  # type: ignore[no-untyped-def]
     return result | {"ratios": ratios}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, nargs="+", required=True)
+    parser.add_argument("--vocab", type=Path, help="by default bert-base-uncased's")
     parser.add_argument("--cache", type=Path, default=Path("runs/pretrain-speed-corpus"))
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--length", type=int, default=128)
@@ -190,10 +192,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.cache.parent.mkdir(exist_ok=True)
     torch.set_num_threads(options.threads)
-    corpus = corpus_of(options.text, options.cache)
+    corpus = corpus_of(options.text, options.vocab, options.cache)
     values = read_settings(Path(options.preset), [], "pretrain")
     settings = {"vocab_size": corpus.tokenizer.vocab_size, **values.pop("model")}
     if options.device == "cuda":

@@ -27,9 +27,12 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured, with `-dirty` where files differ from it."""
+    """The commit that is measured, with `-dirty` where files differ from it; `unknown-dirty` outside of a clone."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown-dirty"
 
 
 def run_once(out: Path, key: Row, measured: Mapping[str, Any], make: Callable[[], Row]) -> Row:

@@ -349,6 +349,7 @@ def test_doctor_names_what_is_there_and_what_to_install() -> None:
     found = json.loads(bertfast("doctor", "--json").stdout)
     assert {item["name"] for item in found["backends"]} == {
         "torch",
+        "torch-packed",
         "onnxruntime",
         "openvino",
         "tensorrt",

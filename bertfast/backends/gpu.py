@@ -46,6 +46,14 @@ def first_gpu() -> Gpu:
     return Gpu(name.value.decode(), f"SM{major.value}{minor.value}", cuda)
 
 
+def has_gpu() -> bool:
+    try:
+        first_gpu()
+    except BackendError:
+        return False
+    return True
+
+
 def open_driver() -> ctypes.CDLL:
     """The driver's library.
 

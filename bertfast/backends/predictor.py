@@ -4,44 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bertfast.backends.profiles import group_by_profile
-from bertfast.backends.protocol import BATCH_COST_TOKENS, Backend
+from bertfast.backends.profiles import by_length
+from bertfast.backends.protocol import Backend
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import AS_TRAINED, ServedModel, open_served
-from bertfast.config import ShapeProfile
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Context, Outputs, Task
-from bertfast.text.batch import Batch, Int64, group_by_cost, pad
+from bertfast.text.batch import Batch, Int64, pad
 from bertfast.text.labelled import Request
 from bertfast.text.tokenizer import Encoded
 
-MAX_BATCH_TOKENS = 4096
-MAX_BATCH_SEQUENCES = 256
 _WINDOW = 4096
 
 Input = str | tuple[str, str] | Mapping[str, Any]
 Stopwatch = Callable[[str], AbstractContextManager[object]]
-
-
-def by_length(
-    lengths: Sequence[int], batch_cost_tokens: int = BATCH_COST_TOKENS, profiles: Sequence[ShapeProfile] = ()
-) -> Iterator[Int64]:
-    """The batches that sequences are computed in, as arrays of their places: of similar length, with little padding.
-
-    Args:
-        profiles: those of the backend, which batches fill where there are any.
-    Raises:
-        ProfileError: a sequence is longer than every profile.
-    """
-    if profiles:
-        return group_by_profile(lengths, profiles, batch_cost_tokens)
-    return group_by_cost(lengths, batch_cost_tokens, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
 
 
 def untimed(phase: str) -> AbstractContextManager[object]:
@@ -89,8 +70,7 @@ class Predictor:
     def answer(self, requests: Sequence[Request], encoded: Sequence[Sequence[Encoded]]) -> list[Answer]:
         """Run requests that are already tokenised; answers come in their order."""
         backend = self.backend
-        group = partial(by_length, batch_cost_tokens=backend.batch_cost_tokens, profiles=backend.profiles)
-        return answers(backend.run, self.model.task, requests, encoded, self.model.context, group=group)
+        return answers(backend.run, self.model.task, requests, encoded, self.model.context, group=backend.group)
 
     def close(self) -> None:
         self.backend.close()

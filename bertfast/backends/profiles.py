@@ -1,4 +1,4 @@
-"""Which of an engine's profiles a batch goes to, and how sequences are put into batches for them."""
+"""How sequences are put into batches, and which of an engine's profiles a batch goes to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ import numpy as np
 from bertfast.config import ShapeProfile
 from bertfast.errors import ProfileError
 from bertfast.text.batch import Int64, group_by_cost
+
+BATCH_COST_TOKENS = 32
+MAX_BATCH_TOKENS = 4096
+MAX_BATCH_SEQUENCES = 256
+
+
+def by_length(
+    lengths: Sequence[int], batch_cost_tokens: int = BATCH_COST_TOKENS, profiles: Sequence[ShapeProfile] = ()
+) -> Iterator[Int64]:
+    """The batches that sequences are computed in, as arrays of their places: of similar length, with little padding.
+
+    Args:
+        profiles: those of the backend, which batches fill where there are any.
+    Raises:
+        ProfileError: a sequence is longer than every profile.
+    """
+    if profiles:
+        return group_by_profile(lengths, profiles, batch_cost_tokens)
+    return group_by_cost(lengths, batch_cost_tokens, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
 
 
 def choose_profile(profiles: Sequence[ShapeProfile], rows: int, length: int) -> int:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from bertfast.backends.profiles import BATCH_COST_TOKENS, by_length
 from bertfast.config import Precision, ShapeProfile
 from bertfast.errors import BackendError
-from bertfast.text.batch import Batch
-
-BATCH_COST_TOKENS = 32
+from bertfast.text.batch import Batch, Int64
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -28,6 +27,12 @@ _ON_A_GPU = {
 }
 _TOLERANCE = {
     ("torch", Precision.FP32): 1e-5,
+    ("torch", Precision.FP16): 1e-2,
+    ("torch", Precision.BF16): 5e-2,
+    ("torch-packed", Precision.FP32): 1e-5,
+    ("torch-packed", Precision.FP16): 1e-2,
+    ("torch-packed", Precision.BF16): 5e-2,
+    ("torch-packed", Precision.FP8): 1e-1,
     ("onnxruntime", Precision.FP32): 1e-5,
     ("openvino", Precision.FP32): 1e-5,
     ("openvino", Precision.BF16): 2e-2,
@@ -39,7 +44,11 @@ _TOLERANCE = {
     **{(name, precision): error for name in ("tensorrt", "tensorrt-rtx") for precision, error in _ON_A_GPU.items()},
 }
 # The runtime has the formats and no products in them: it multiplies in fp32, and rounds where the graph leaves that.
-_EMULATED = {("onnxruntime", Precision.FP16), ("onnxruntime", Precision.FP8)}
+_EMULATED = {
+    ("onnxruntime", Precision.FP16),
+    ("onnxruntime", Precision.FP8),
+    ("torch-packed", Precision.FP8),
+}
 
 
 class Executed(NamedTuple):
@@ -74,6 +83,10 @@ class Backend(ABC):
     emulated = False
     profiles: tuple[ShapeProfile, ...] = ()
     batch_cost_tokens = BATCH_COST_TOKENS
+
+    def group(self, lengths: Sequence[int]) -> Iterator[Int64]:
+        """The batches that sequences are computed in, as arrays of their places (see `profiles.by_length`)."""
+        return by_length(lengths, self.batch_cost_tokens, self.profiles)
 
     @abstractmethod
     def upload(self, batch: Batch) -> Any:

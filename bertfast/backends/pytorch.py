@@ -1,4 +1,4 @@
-"""torch, eager, in fp32: the reference that every other backend is held against."""
+"""torch, eager: in fp32 the reference that every other backend is held against."""
 
 from __future__ import annotations
 
@@ -10,16 +10,32 @@ from torch import Tensor
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
+from bertfast.backends.torch_fp8 import Fp8Linear, to_fp8
+from bertfast.config import Precision
+from bertfast.model.heads import FullPrecisionLinear
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.text.batch import Batch
 
+_IN_FP8 = "bert.encoder"
+_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
 
 class TorchBackend(Backend):
-    """A checkpoint in torch, on the GPU where there is one and no other device is asked for."""
+    """A checkpoint in torch, on the GPU where there is one and no other device is asked for.
+
+    Args:
+        precision: of the matrix products, by default the checkpoint's; fp8 is that of the encoder's, the rest is bf16.
+    """
 
     name = "torch"
 
-    def __init__(self, model: ServedModel, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        threads: int | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -27,9 +43,15 @@ class TorchBackend(Backend):
         checkpoint = model.checkpoint or open_checkpoint(model.path)
         self.module = model.task.build(checkpoint.config, len(model.context.labels), model.context.settings)
         load_weights(self.module, model.path, complete=True)
-        self.module.to(self.device).eval()
+        wanted = precision or model.precision
+        self.module.to(self.device, _TYPES.get(wanted, torch.bfloat16)).eval()
+        for part in self.module.modules():
+            if isinstance(part, FullPrecisionLinear):
+                part.float()
+        if wanted is Precision.FP8:
+            to_fp8(self.module.get_submodule(_IN_FP8))
         torch.set_float32_matmul_precision("highest")
-        self.hold_precision(_executed(self.module), model.precision)
+        self.hold_precision(_executed(self.module, _IN_FP8 if wanted is Precision.FP8 else ""), wanted)
 
     def upload(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
@@ -46,10 +68,11 @@ class TorchBackend(Backend):
             torch.cuda.synchronize()
 
 
-def _executed(module: torch.nn.Module) -> list[Executed]:
-    """The formats in which the module's Linears multiply, seen by running one sentence through them."""
+def _executed(module: torch.nn.Module, within: str) -> list[Executed]:
+    """The formats in which a part's Linears multiply, seen by running one sentence through the module; those that are
+    to compute in fp32 whatever the others do are left out."""
     seen: list[Executed] = []
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    names = {kind: precision.value for precision, kind in _TYPES.items()}
 
     def note(linear: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         reduced = torch.get_float32_matmul_precision() != "highest"
@@ -57,7 +80,10 @@ def _executed(module: torch.nn.Module) -> list[Executed]:
         weights = cast(Tensor, linear.weight).numel()
         seen.extend(Executed("reduced fp32" if reduced else names.get(kind, str(kind)), weights) for kind in formats)
 
-    hooks = [part.register_forward_hook(note) for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    parts = list(module.get_submodule(within).modules())
+    seen += [Executed(part.format, part.weight.numel()) for part in parts if isinstance(part, Fp8Linear)]
+    linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
+    hooks = [part.register_forward_hook(note) for part in linears if not isinstance(part, FullPrecisionLinear)]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)
     with torch.inference_mode():
         module(ids, ids, ids * 0)

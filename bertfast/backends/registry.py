@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bertfast.backends.gpu import has_gpu
 from bertfast.backends.protocol import Backend, precisions
 from bertfast.backends.served import ServedModel
 from bertfast.errors import BackendError, did_you_mean
@@ -32,16 +33,25 @@ class Availability:
 
 @dataclass(frozen=True)
 class _Runtime:
+    """A runtime; one that is `for_gpus` opens elsewhere too, where tests want its numbers and nobody its speed."""
+
     kind: str
     package: str
     extra: str
     open: Opener
+    for_gpus: bool = False
 
 
 def _open_torch(model: ServedModel, threads: int | None) -> Backend:
     from bertfast.backends.pytorch import TorchBackend
 
     return TorchBackend(model, threads)
+
+
+def _open_torch_packed(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.torch_packed import TorchPackedBackend
+
+    return TorchPackedBackend(model, threads)
 
 
 def _open_onnxruntime(model: ServedModel, threads: int | None) -> Backend:
@@ -70,6 +80,7 @@ def _open_tensorrt_rtx(model: ServedModel, threads: int | None) -> Backend:
 
 _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
+    "torch-packed": _Runtime("checkpoint", "torch", "train", _open_torch_packed, for_gpus=True),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
     "tensorrt": _Runtime("engine", "tensorrt", "gpu", _open_tensorrt),
@@ -88,8 +99,10 @@ def available() -> list[Availability]:
 
 
 def backends_for(model: ServedModel) -> list[str]:
-    """The names of the installed runtimes that run this artefact, the preferred one first."""
-    return [item.name for item in available() if item.version is not None and _runs(item, model)]
+    """The names of the installed runtimes that run this artefact and are for this machine, the preferred one first."""
+    installed = (item for item in available() if item.version is not None)
+    able = [item.name for item in installed if _runs(item, model)]
+    return [name for name in able if not _RUNTIMES[name].for_gpus or has_gpu()]
 
 
 def _runs(runtime: Availability, model: ServedModel) -> bool:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertfast import artifact
-from bertfast.backends.predictor import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Predictor, answers, by_length
+from bertfast.backends.predictor import Predictor, answers
 from bertfast.backends.predictor import load as open_predictor
+from bertfast.backends.profiles import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from bertfast.backends.protocol import Arrays
 from bertfast.tasks import Answer
 from bertfast.text.batch import Batch, Int64, group_by_budget
@@ -47,7 +48,7 @@ class Ours:
 
         def group(lengths: Sequence[int]) -> Iterator[Int64]:
             if batch_size is None and not in_order:
-                return by_length(lengths, self.backend.batch_cost_tokens, self.backend.profiles)
+                return self.backend.group(lengths)
             budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
             return group_by_budget(lengths, *budget, in_order=in_order)
 

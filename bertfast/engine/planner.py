@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.backends import ServedModel
-from bertfast.backends.predictor import by_length
+from bertfast.backends.profiles import by_length
 from bertfast.config import Config, ShapeProfile
 from bertfast.text.labelled import Columns
 
@@ -36,7 +36,7 @@ class Padded(Config):
 
     Attributes:
         one_profile: every sequence padded to the longest.
-        sorted_batches: batches of similar length, each padded to the longest of its own (see `predictor.by_length`).
+        sorted_batches: batches of similar length, each padded to the longest of its own (see `profiles.by_length`).
         buckets: every sequence padded to its bucket.
     """
 

@@ -83,11 +83,13 @@ class Visibility(NamedTuple):
         scores: [B, 1, 1, S] or [B, 1, S, S], or None where the boundaries say it.
         cu_seqlens: int32 [K].
         max_seqlen: the most tokens between two boundaries.
+        sequence_starts: int64 [N], the first token of each sequence of a packed batch.
     """
 
     scores: Tensor | None
     cu_seqlens: Tensor | None = None
     max_seqlen: int = 0
+    sequence_starts: Tensor | None = None
 
 
 class BertEmbeddings(nn.Module):
@@ -122,17 +124,27 @@ class BertSelfAttention(nn.Module):
         query, key, value = (
             part(states).view(*states.shape[:2], self.num_heads, self.head_size) for part, states in asked
         )
+        first_only = asking is not hidden_BSH
         if visible.cu_seqlens is not None:
             query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
-            bounds, longest = visible.cu_seqlens, visible.max_seqlen
-            context = cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest))
-            return context.view(hidden_BSH.shape)
+            of_keys, longest = visible.cu_seqlens, visible.max_seqlen
+            of_queries, most = (_one_each(query), 1) if first_only else (of_keys, longest)
+            bounds = of_queries, of_keys[: len(of_queries)]
+            context = cast(Tensor, varlen_attn(query, key, value, *bounds, most, longest))
+            return context.view(asking.shape)
         assert visible.scores is not None
+        packed = visible.sequence_starts is not None
+        scores = visible.scores[:, :, visible.sequence_starts] if first_only and packed else visible.scores
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout_prob if self.training else 0.0
         attend = attention_with_dropout if draws_words(query, dropout) else functional.scaled_dot_product_attention
-        context_BASD = attend(query, key, value, visible.scores.to(query.dtype), dropout)
+        context_BASD = attend(query, key, value, scores.to(query.dtype), dropout)
         return context_BASD.transpose(1, 2).flatten(2)
+
+
+def _one_each(query_NAD: Tensor) -> Tensor:
+    """The boundaries of sequences of one token."""
+    return torch.arange(len(query_NAD) + 1, dtype=torch.int32, device=query_NAD.device)
 
 
 class BertResidual(nn.Module):
@@ -176,8 +188,12 @@ class BertLayer(nn.Module):
         self.output = BertResidual(config.intermediate_size, config)
 
     def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
-        """[B, S, H], or [B, 1, H]: what becomes of the first tokens alone, which attend to all."""
-        attended = self.attention(hidden_BSH, visible, hidden_BSH[:, :1] if first_only else hidden_BSH)
+        """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H]."""
+        asking = hidden_BSH
+        if first_only:
+            starts = visible.sequence_starts
+            asking = hidden_BSH[:, :1] if starts is None else hidden_BSH[:, starts]
+        attended = self.attention(hidden_BSH, visible, asking)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
 
@@ -234,25 +250,28 @@ class BertModel(nn.Module):
         position_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int = 0,
+        sequence_starts: Tensor | None = None,
         first_only: bool = False,
     ) -> Tensor:
         """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding.
 
-        With `first_only` those of the first tokens, [B, 1, H]: the last layer does nothing for the others, which is
-        most of its work. `position_ids`, `cu_seqlens` and `max_seqlen` are a packed batch's (see
-        `bertfast.text.batch.Packing`), of which all states are needed.
+        With `first_only` those of the first tokens, [B, 1, H] or [N, 1, H]: the last layer does nothing for the others,
+        which is most of its work. `position_ids`, `cu_seqlens`, `max_seqlen` and `sequence_starts` are a packed
+        batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
         """
-        assert cu_seqlens is None or not first_only
+        assert cu_seqlens is None or not first_only or len(input_ids) == 1
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if cu_seqlens is None:
             masked = (1 - attention_mask)[:, None, None, :]
+            visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE)
         elif takes_boundaries(hidden.device.type, _computed_in(hidden), dropout):
-            return self.encoder(hidden, Visibility(None, cu_seqlens, max_seqlen))  # type: ignore[no-any-return]
+            visible = Visibility(None, cu_seqlens, max_seqlen, sequence_starts)
         else:
             masked = _between_sequences(cu_seqlens, input_ids.shape)
-        visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE)
-        return self.encoder(hidden, visible, first_only)  # type: ignore[no-any-return]
+            visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE, sequence_starts=sequence_starts)
+        hidden = cast(Tensor, self.encoder(hidden, visible, first_only))
+        return hidden.transpose(0, 1) if first_only and cu_seqlens is not None else hidden
 
 
 def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:
@@ -273,10 +292,15 @@ def takes_boundaries(device: str, dtype: torch.dtype, dropout: float) -> bool:
     return device == "cuda" and dtype in (torch.float16, torch.bfloat16) and dropout == 0
 
 
+def sequence_numbers(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
+    """int64 [B, S]: a number for each token that only those of its sequence have."""
+    places = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.bucketize(places, cu_seqlens, right=True).view(shape)
+
+
 def _between_sequences(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
     """bool [B, 1, S, S]: True where a token and another of its row are of different sequences."""
-    places = torch.arange(shape.numel(), device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    sequence_BS = torch.bucketize(places, cu_seqlens, right=True).view(shape)
+    sequence_BS = sequence_numbers(cu_seqlens, shape)
     return (sequence_BS[:, :, None] != sequence_BS[:, None, :])[:, None]
 
 

@@ -1,6 +1,10 @@
 """What stands on the encoder: heads under Hugging Face's names.
 
-Shapes: B sequences, S tokens, H hidden size, M masked positions, V vocabulary, C classes.
+Every model also takes a packed batch: `sequence_starts`, `position_ids`, `cu_seqlens` and `max_seqlen` (see
+`bertfast.text.batch.Packing`). Then what it says of sequences has N rows, and what it says of tokens lies as they do.
+
+Shapes: B rows, S tokens, N sequences of a packed batch (else B), H hidden size, M masked positions, V vocabulary,
+C classes.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.config import ModelConfig
-from bertfast.model.encoder import BertModel, Dropout, activation
+from bertfast.model.encoder import BertModel, Dropout, activation, sequence_numbers
 
 VOCABULARY_MULTIPLE = 64
 SHORTEST = 1e-6  # a vector is divided by no smaller length: above 0 in fp16 too
@@ -76,9 +80,7 @@ class BertForPreTraining(nn.Module):
         **packing: Any,
     ) -> dict[str, Tensor]:
         """`prediction_logits` [M, V] at `masked_positions` (int64 [M], into the flattened batch), or [B, S, V]
-        where none are given, and `seq_relationship_logits` [B, 2], or [N, 2] of a packed batch (0: IsNext).
-
-        `sequence_starts`, `position_ids`, `cu_seqlens` and `max_seqlen` are a packed batch's.
+        where none are given, and `seq_relationship_logits` [N, 2] (0: IsNext).
         """
         hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, **packing)
         pooled = self.bert.pooler(hidden_BSH, sequence_starts)
@@ -111,10 +113,12 @@ class BertForSequenceClassification(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
-        """`logits` [B, C]."""
-        first_B1H = self.bert(input_ids, attention_mask, token_type_ids, first_only=True)
-        return {"logits": self.classifier(self.dropout(self.bert.pooler(first_B1H)))}
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **packing: Any
+    ) -> dict[str, Tensor]:
+        """`logits` [N, C]."""
+        first_N1H = self.bert(input_ids, attention_mask, token_type_ids, first_only=True, **packing)
+        return {"logits": self.classifier(self.dropout(self.bert.pooler(first_N1H)))}
 
 
 class BertForQuestionAnswering(nn.Module):
@@ -126,9 +130,12 @@ class BertForQuestionAnswering(nn.Module):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **packing: Any
+    ) -> dict[str, Tensor]:
         """`start_logits` and `end_logits`, both [B, S]."""
-        start_BS, end_BS = self.qa_outputs(self.bert(input_ids, attention_mask, token_type_ids)).unbind(-1)
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, **packing)
+        start_BS, end_BS = self.qa_outputs(hidden_BSH).unbind(-1)
         return {"start_logits": start_BS, "end_logits": end_BS}
 
 
@@ -142,9 +149,12 @@ class BertForTokenClassification(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **packing: Any
+    ) -> dict[str, Tensor]:
         """`logits` [B, S, C]."""
-        return {"logits": self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)))}
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, **packing)
+        return {"logits": self.classifier(self.dropout(hidden_BSH))}
 
 
 class SentenceEncoder(nn.Module):
@@ -159,17 +169,31 @@ class SentenceEncoder(nn.Module):
         self.pooling, self.normalize = pooling, normalize
         self.bert = BertModel(config, add_pooling_layer=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
-        """`embedding` [B, H]; a row of nothing but padding gets a finite one."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **packing: Any
+    ) -> dict[str, Tensor]:
+        """`embedding` [N, H]; a row of nothing but padding gets a finite one."""
         from_first = self.pooling == "cls"
-        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, first_only=from_first)
-        pooled_BH = hidden_BSH[:, 0] if from_first else mean_of_tokens(hidden_BSH, attention_mask)
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, first_only=from_first, **packing)
+        if from_first:
+            pooled_NH = hidden_BSH[:, 0]
+        elif packing:
+            pooled_NH = mean_of_sequences(hidden_BSH, packing["sequence_starts"], packing["cu_seqlens"])
+        else:
+            pooled_NH = mean_of_tokens(hidden_BSH, attention_mask)
         if self.normalize:
-            pooled_BH = nn.functional.normalize(pooled_BH, dim=-1, eps=SHORTEST)
-        return {"embedding": pooled_BH}
+            pooled_NH = nn.functional.normalize(pooled_NH, dim=-1, eps=SHORTEST)
+        return {"embedding": pooled_NH}
 
 
 def mean_of_tokens(hidden_BSH: Tensor, attention_mask_BS: Tensor) -> Tensor:
     """The mean [B, H] over the tokens whose mask is 1; 0 where there are none."""
     mask_BS1 = attention_mask_BS[..., None].to(hidden_BSH.dtype)
     return (hidden_BSH * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1)
+
+
+def mean_of_sequences(hidden_BSH: Tensor, sequence_starts: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The mean [N, H] over the tokens of each sequence of a packed batch, as one matrix product."""
+    numbers = sequence_numbers(cu_seqlens, hidden_BSH.shape[:2]).flatten()
+    inside = (numbers == numbers[sequence_starts][:, None]).to(hidden_BSH.dtype)
+    return inside @ hidden_BSH.flatten(0, 1) / inside.sum(dim=1, keepdim=True, dtype=torch.float32)

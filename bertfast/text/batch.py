@@ -181,6 +181,22 @@ def group_by_budget(
         yield order[start:]
 
 
+def group_by_tokens(lengths: Sequence[int] | Int64, max_tokens: int) -> Iterator[Int64]:
+    """Yield index arrays of similar length, the longest first, of so many real tokens at most.
+
+    A sequence that alone exceeds them makes a batch of its own.
+    """
+    tokens = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-tokens, kind="stable")
+    ends = tokens[order].cumsum()
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + max_tokens, side="right")))
+        yield order[start:stop]
+        start = stop
+
+
 def group_by_cost(
     lengths: Sequence[int] | Int64, batch_cost: int, max_tokens: int, max_sequences: int
 ) -> Iterator[Int64]:

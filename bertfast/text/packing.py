@@ -136,6 +136,29 @@ def pack(instances: Sequence[Instance], layout: Layout, pad_id: int) -> list[Tra
     return [_fill(rows, instances, layout, pad_id) for rows in assign(sizes_of(instances), layout)]
 
 
+def without_padding(batch: Batch, layout: Layout) -> Batch:
+    """A padded batch's real tokens one after another in a row, which the layout has one of."""
+    lengths, real = batch.lengths, batch.attention_mask == 1
+    tokens = int(lengths.sum())
+    assert layout.rows == 1
+    assert tokens <= layout.tokens
+    assert len(lengths) <= layout.sequences
+    ends = np.concatenate([[0], lengths.cumsum()])
+    starts = np.zeros(layout.sequences, np.int64)
+    starts[: len(lengths)] = ends[:-1]
+    cu_seqlens = np.full(layout.boundaries, layout.tokens, np.int32)
+    cu_seqlens[: len(ends)] = ends
+    padding = np.arange(tokens + layout.max_length, layout.tokens, layout.max_length)
+    cu_seqlens[len(ends) : len(ends) + len(padding)] = padding
+    position_ids = np.broadcast_to(np.arange(real.shape[1]), real.shape)
+
+    def row(values: Int64) -> Int64:
+        return np.pad(values[real], (0, layout.tokens - tokens))[None]
+
+    packing = Packing(row(position_ids), starts, cu_seqlens, layout.max_length)
+    return Batch(row(batch.input_ids), row(batch.attention_mask), row(batch.token_type_ids), packing)
+
+
 def _fill(rows: list[list[int]], instances: Sequence[Instance], layout: Layout, pad_id: int) -> TrainingBatch:
     input_ids = np.full(layout.tokens, pad_id, np.int64)
     attention_mask, token_type_ids, position_ids = (np.zeros(layout.tokens, np.int64) for _ in range(3))

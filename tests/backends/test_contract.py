@@ -36,7 +36,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def artefact(name: str, classifier: Path, exported: Path, tmp_path: Path) -> Path:
-    if name == "torch":
+    if name.startswith("torch"):
         return classifier
     if name.startswith("tensorrt"):
         recipe = read_recipe(Path("mixed"))
@@ -147,7 +147,13 @@ def test_a_backend_refuses_what_it_does_not_run(classifier: Path, exported: Path
         open_backend(open_served(exported), "tensorrt-rtx")
     with pytest.raises(BackendError, match="'onnxruntim' is not a backend.*Did you mean 'onnxruntime'"):
         open_backend(open_served(exported), "onnxruntim")
-    assert set(backends_for(open_served(classifier))) <= {"torch"}
+
+
+def test_what_is_for_gpus_is_chosen_where_there_is_one(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertfast.backends.registry.has_gpu", lambda: False)
+    assert backends_for(open_served(classifier)) == ["torch"]
+    monkeypatch.setattr("bertfast.backends.registry.has_gpu", lambda: True)
+    assert backends_for(open_served(classifier)) == ["torch", "torch-packed"]
 
 
 def test_an_artefact_of_another_kind_does_not_predict(corpus, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

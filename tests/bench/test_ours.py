@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import bertfast
-from bertfast.backends.predictor import by_length
+from bertfast.backends.profiles import by_length
 from bertfast.bench.child import Watch
 from bertfast.bench.ours import Ours, load
 from bertfast.text.batch import Batch

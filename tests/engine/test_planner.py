@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast.backends import open_served
-from bertfast.backends.predictor import by_length
-from bertfast.backends.profiles import choose_profile
+from bertfast.backends.profiles import by_length, choose_profile
 from bertfast.config import ModelConfig
 from bertfast.engine.planner import LENGTH_STEP, bucket_lengths, plan_shapes, sequence_lengths
 from bertfast.text import tokenizer as tokenization

@@ -84,14 +84,15 @@ def attention_by_boundaries(
     query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
 ) -> Tensor:
     """What the CUDA kernel computes, sequence by sequence; beyond the boundaries it leaves whatever was there."""
-    assert cu_q.dtype == torch.int32
+    assert cu_q.dtype == cu_k.dtype == torch.int32
     context = torch.full_like(query, float("nan"))
-    bounds = cu_q.tolist()
-    for start, end in itertools.pairwise(bounds):
-        assert end - start <= max_q
-        if end > start:
-            one = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-            context[start:end] = scaled_dot_product_attention(*one)[0].transpose(0, 1)
+    for asking, asked in zip(*map(itertools.pairwise, (cu_q.tolist(), cu_k.tolist())), strict=True):
+        assert asking[1] - asking[0] <= max_q
+        assert asked[1] - asked[0] <= max_k
+        if asked[1] > asked[0]:
+            of_query, of_key = slice(*asking), slice(*asked)
+            one = (part.transpose(0, 1)[None] for part in (query[of_query], key[of_key], value[of_key]))
+            context[of_query] = scaled_dot_product_attention(*one)[0].transpose(0, 1)
     return context
 
 
