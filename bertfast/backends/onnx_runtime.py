@@ -44,8 +44,7 @@ class OnnxRuntimeBackend(Backend):
                     model.path / model.file, options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:  # the classes of onnxruntime's errors have no common public base
-            said = str(error).strip(" .\n")
-            raise BackendError(f"{name} cannot load {file}: {said}") from None
+                raise BackendError(f"onnxruntime cannot load {model.path / model.file}: {error}") from None
             self._run_once()
             executed = _executed(Path(self.session.end_profiling()))
         self.hold_precision(executed, model.precision, model.int8_weights)
