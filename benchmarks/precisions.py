@@ -55,7 +55,7 @@ def losses(model: Path, precision: Precision, train: Path, folder: Path, rows: D
     served, found = open_served(out), []
     for name in backends_for(served):
         with open_backend(served, name, threads=threads) as backend:
-            loss = rows.compare(backend.run)
+            loss = rows.compare(backend)
             found.append(
                 {"precision": precision.value, "backend": name, "emulated": backend.emulated}
                 | loss.model_dump()

@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 Kind = Literal["data", "corpus", "training-state", "checkpoint", "onnx", "engine", "report"]
 LOGS = "logs"
 _MARKER = ".bertfast"
-_LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "openvino")
+_LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 class FileRecord(Config):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from bertfast import artifact
 from bertfast.backends import available, installed_version
 from bertfast.backends.gpu import Gpu, first_gpu
+from bertfast.backends.onnx_providers import CLASH, DISTRIBUTIONS
 from bertfast.engine.library import cuda_version
 from bertfast.errors import BackendError
 from bertfast.train.compiler import cpp_compiler
@@ -56,18 +57,14 @@ def _problems() -> list[str]:
     ]
 
 
-def clashes(installed: Collection[str]) -> Iterator[str]:
+def clashes(installed: Set[str]) -> Iterator[str]:
     """What is wrong with these packages beside each other.
 
     Args:
         installed: names of distributions, lower case, with hyphens.
     """
-    runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in installed]
-    if len(runtimes) > 1:
-        yield (
-            "onnxruntime and onnxruntime-gpu install the same module, and the later one has overwritten the other: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them."
-        )
+    if installed >= set(DISTRIBUTIONS):
+        yield CLASH
     for library in ("tensorrt", "tensorrt-rtx"):
         variants = [name for name in (f"{library}-cu12", f"{library}-cu13") if name in installed]
         if len(variants) > 1:

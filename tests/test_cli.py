@@ -352,6 +352,8 @@ def test_doctor_names_what_is_there_and_what_to_install() -> None:
         "torch-packed",
         "onnxruntime",
         "openvino",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
         "tensorrt",
         "tensorrt-rtx",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
 
 _FORMATS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
-_PRODUCTS = ("MatMul", "Gemm")
+PRODUCTS = ("MatMul", "Gemm")
 _INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")  # by scales in float
 
 
@@ -36,22 +37,8 @@ class OnnxRuntimeBackend(Backend):
             # emulated: node by node as an engine would round; a fusion of INT8 in fp16 also makes a graph that fails
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self.outputs = list(model.task.outputs)
-        with tempfile.TemporaryDirectory() as folder:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            try:
-                self.session = onnxruntime.InferenceSession(
-                    model.path / model.file, options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # the classes of onnxruntime's errors have no common public base
-                raise BackendError(f"onnxruntime cannot load {model.path / model.file}: {error}") from None
-            self._run_once()
-            executed = _executed(Path(self.session.end_profiling()))
-        self.hold_precision(executed, model.precision, model.int8_weights)
-
-    def _run_once(self) -> None:
-        ones = np.ones((1, 2), np.int64)
-        self.download(self.execute(self.upload(Batch(ones, ones, ones * 0))))
+        self.session, kernels = start(self.name, model.path / model.file, options, ["CPUExecutionProvider"])
+        self.hold_precision(executed(kernels), model.precision, model.int8_weights)
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
         return dict(batch.arrays)
@@ -63,15 +50,39 @@ class OnnxRuntimeBackend(Backend):
         return dict(zip(self.outputs, outputs, strict=True))
 
 
-def _executed(profile: Path) -> list[Executed]:
+def start(
+    name: str, file: Path, options: onnxruntime.SessionOptions, providers: Sequence[str | tuple[str, dict[str, str]]]
+) -> tuple[onnxruntime.InferenceSession, list[dict[str, Any]]]:
+    """Load a graph and compute two tokens.
+
+    Args:
+        name: of the backend.
+    Returns:
+        The session, and what its profile says of each kernel that ran.
+    Raises:
+        BackendError: ONNX Runtime refuses the graph or a provider; it is told not to go on with others by itself.
+    """
+    ones = np.ones((1, 2), np.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        try:
+            session = onnxruntime.InferenceSession(file, options, providers=providers, enable_fallback=0)
+            session.run(None, Batch(ones, ones, ones * 0).arrays)
+        except Exception as error:  # the classes of onnxruntime's errors have no common public base
+            said = str(error).strip(" .\n")
+            raise BackendError(f"{name} cannot load {file}: {said}") from None
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return session, [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
+
+
+def executed(kernels: Sequence[dict[str, Any]]) -> list[Executed]:
     """The profiled matrix products.
 
     Weights that a kernel has packed for itself are missing among its inputs: they are counted from what is multiplied
     and what comes out.
     """
-    events = json.loads(profile.read_text(encoding="utf-8"))
-    kernels = [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
-    return [_product(kernel) for kernel in kernels if any(word in kernel["op_name"] for word in _PRODUCTS)]
+    return [_product(kernel) for kernel in kernels if any(word in kernel["op_name"] for word in PRODUCTS)]
 
 
 def _product(kernel: dict[str, Any]) -> Executed:

@@ -25,6 +25,7 @@ _ON_A_GPU = {
     Precision.INT8: 1e-1,
     Precision.FP8: 1e-1,
 }
+_TYPED = (Precision.FP32, Precision.FP16, Precision.BF16)
 _TOLERANCE = {
     ("torch", Precision.FP32): 1e-5,
     ("torch", Precision.FP16): 1e-2,
@@ -42,6 +43,10 @@ _TOLERANCE = {
     ("openvino", Precision.INT8): 1e-1,
     ("onnxruntime", Precision.FP8): 1e-1,  # a step of E4M3 is up to an eighth of its value
     **{(name, precision): error for name in ("tensorrt", "tensorrt-rtx") for precision, error in _ON_A_GPU.items()},
+    # it has no products in INT8 or FP8 for a graph of QuantizeLinear and DequantizeLinear
+    **{("onnxruntime-cuda", precision): _ON_A_GPU[precision] for precision in _TYPED},
+    # not fp32: TensorRT multiplies it in TF32, and ONNX Runtime has no switch for that
+    **{("onnxruntime-tensorrt", precision): _ON_A_GPU[precision] for precision in (*_TYPED[1:], Precision.INT8)},
 }
 # The runtime has the formats and no products in them: it multiplies in fp32, and rounds where the graph leaves that.
 _EMULATED = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bertfast.backends.gpu import has_gpu
+from bertfast.backends.onnx_providers import missing_for_cuda, missing_for_tensorrt
 from bertfast.backends.protocol import Backend, precisions
 from bertfast.backends.served import ServedModel
 from bertfast.errors import BackendError, did_you_mean
@@ -21,14 +23,18 @@ class Availability:
 
     Attributes:
         kind: the kind of artefact that it runs.
-        version: the installed version, None where it is missing.
-        remedy: what to install where it is missing.
+        version: the installed version, None where it is missing or cannot run.
+        remedy: why, where that is not plain, and what to install.
     """
 
     name: str
     kind: str
     version: str | None
     remedy: str
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class _Runtime:
     extra: str
     open: Opener
     for_gpus: bool = False
+    missing: Callable[[], str | None] = _nothing
 
 
 def _open_torch(model: ServedModel, threads: int | None) -> Backend:
@@ -58,6 +65,18 @@ def _open_onnxruntime(model: ServedModel, threads: int | None) -> Backend:
     from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(model, threads)
+
+
+def _open_onnxruntime_cuda(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.onnx_gpu import OnnxGpuBackend, cuda
+
+    return OnnxGpuBackend(model, cuda())
+
+
+def _open_onnxruntime_tensorrt(model: ServedModel, threads: int | None) -> Backend:
+    from bertfast.backends.onnx_gpu import OnnxGpuBackend, tensorrt
+
+    return OnnxGpuBackend(model, tensorrt(model))
 
 
 def _open_openvino(model: ServedModel, threads: int | None) -> Backend:
@@ -83,6 +102,10 @@ _RUNTIMES = {
     "torch-packed": _Runtime("checkpoint", "torch", "train", _open_torch_packed, for_gpus=True),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
+    "onnxruntime-cuda": _Runtime("onnx", "onnxruntime", "gpu", _open_onnxruntime_cuda, missing=missing_for_cuda),
+    "onnxruntime-tensorrt": _Runtime(
+        "onnx", "onnxruntime", "gpu", _open_onnxruntime_tensorrt, missing=missing_for_tensorrt
+    ),
     "tensorrt": _Runtime("engine", "tensorrt", "gpu", _open_tensorrt),
     "tensorrt-rtx": _Runtime("engine", "tensorrt_rtx", "rtx", _open_tensorrt_rtx),
 }
@@ -90,12 +113,17 @@ _RUNTIMES = {
 
 def available() -> list[Availability]:
     """Every runtime that bertfast knows, in order of preference, and what to install for those that are missing."""
-    found = []
-    for name, runtime in _RUNTIMES.items():
-        present = importlib.util.find_spec(runtime.package) is not None
-        version = installed_version(runtime.package) if present else None
-        found.append(Availability(name, runtime.kind, version, f"pip install 'bertfast[{runtime.extra}]'"))
-    return found
+    return [_look(name) for name in _RUNTIMES]
+
+
+def _look(name: str) -> Availability:
+    runtime = _RUNTIMES[name]
+    install = f"pip install 'bertfast[{runtime.extra}]'"
+    if importlib.util.find_spec(runtime.package) is None:
+        return Availability(name, runtime.kind, None, install)
+    missing = runtime.missing()
+    version = None if missing else installed_version(runtime.package)
+    return Availability(name, runtime.kind, version, missing or install)
 
 
 def backends_for(model: ServedModel) -> list[str]:
@@ -137,8 +165,9 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     if model.precision not in precisions(name):
         able = " or ".join(precision.value for precision in precisions(name))
         raise BackendError(f"{name} executes {able}, and {model.path} is in {model.precision.value}.")
-    if importlib.util.find_spec(runtime.package) is None:
-        raise BackendError(f"{name} is not installed: pip install 'bertfast[{runtime.extra}]'")
+    here = _look(name)
+    if here.version is None:
+        raise BackendError(f"{name} cannot be used here: {here.remedy}")
     return runtime.open(model, threads)
 
 
@@ -152,8 +181,8 @@ def _next_step(model: ServedModel, runtime: _Runtime) -> str:
 
 
 def installed_version(package: str) -> str:
-    """The version of an installed package, `unknown` where its metadata lies under another name."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # such as onnxruntime's module installed by onnxruntime-gpu
+    """The version of an installed package or its build for GPUs; `unknown` where its metadata has another name."""
+    for name in (package, f"{package}-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "unknown"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from bertfast.backends import ServedModel
+from bertfast.backends import Backend, ServedModel
 from bertfast.backends.predictor import answers
+from bertfast.backends.profiles import by_length
 from bertfast.backends.pytorch import TorchBackend
-from bertfast.config import Config, Precision
+from bertfast.config import Config, Precision, ShapeProfile
 from bertfast.errors import AccuracyError, DataError
 from bertfast.tasks import Answer, Outputs
 from bertfast.text.batch import Batch
@@ -49,9 +51,9 @@ class DevRows:
         """Points of the metric that a model loses against the checkpoint."""
         return self.points - self._points(self._answers(run))
 
-    def compare(self, run: Callable[[Batch], Outputs]) -> Loss:
+    def compare(self, backend: Backend) -> Loss:
         """Points and flips in a runtime."""
-        found, decision = self._answers(run), self.task.decision
+        found, decision = self._answers(backend.run, backend.profiles), self.task.decision
         flips = (
             None
             if decision is None
@@ -59,8 +61,9 @@ class DevRows:
         )
         return Loss(drop=self.points - self._points(found), flips=flips)
 
-    def _answers(self, run: Callable[[Batch], Outputs]) -> list[Answer]:
-        return answers(run, self.task, self.requests, self.encoded, self.context)
+    def _answers(self, run: Callable[[Batch], Outputs], profiles: Sequence[ShapeProfile] = ()) -> list[Answer]:
+        group = partial(by_length, profiles=profiles)
+        return answers(run, self.task, self.requests, self.encoded, self.context, group=group)
 
     def _points(self, found: Sequence[Answer]) -> float:
         metrics = self.task.score(found, self.golds)

@@ -230,7 +230,7 @@ def _check(
         with backend:
             checks[name] = check_export(exported, source, backend)
             if dev:
-                losses[name] = dev.compare(backend.run)
+                losses[name] = dev.compare(backend)
     if not checks:
         raise refusals[0]
     return checks, losses

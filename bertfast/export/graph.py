@@ -24,13 +24,13 @@ from bertfast.model.encoder import MASKED_SCORE
 from bertfast.model.heads import SHORTEST
 from bertfast.quantize.product import QuantizedProduct, fold_smoothing
 from bertfast.tasks.embed import EmbedSettings
+from bertfast.text.batch import INPUTS
 
 Attention = Literal["plain", "operator"]
 
 OPSETS: Mapping[Attention, int] = {"plain": 21, "operator": 23}
 IR_VERSIONS: Mapping[Attention, int] = {"plain": 10, "operator": 11}
 _EMBEDDINGS = "bert.embeddings"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 

@@ -17,6 +17,7 @@ from bertfast.text.tokenizer import Encoded
 
 Int64 = npt.NDArray[np.int64]
 IGNORE_INDEX = -100
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,7 @@ class Batch:
     @property
     def arrays(self) -> dict[str, Int64]:
         """The model's inputs by name, in the order of every exported signature."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "token_type_ids": self.token_type_ids,
-        }
+        return {name: getattr(self, name) for name in INPUTS}
 
     @property
     def lengths(self) -> Int64:

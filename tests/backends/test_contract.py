@@ -11,6 +11,7 @@ import pytest
 import bertfast
 from bertfast.backends import available, backends_for, open_backend, open_served, relative_error, tolerance
 from bertfast.backends.gpu import first_gpu
+from bertfast.backends.protocol import precisions
 from bertfast.config import Precision
 from bertfast.engine.build import build, open_source
 from bertfast.engine.recipe import read_recipe
@@ -26,6 +27,8 @@ def name(request: pytest.FixtureRequest) -> str:
     found = next(item for item in available() if item.name == request.param)
     if found.version is None:
         pytest.skip(f"{found.name} is absent: {found.remedy}")
+    if Precision.FP32 not in precisions(found.name):
+        pytest.skip(f"{found.name} does not execute fp32, which these tests are in")
     if found.kind == "engine":
         try:
             first_gpu()
