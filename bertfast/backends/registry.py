@@ -100,9 +100,9 @@ def _open_tensorrt_rtx(model: ServedModel, threads: int | None) -> Backend:
 _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
     "torch-packed": _Runtime("checkpoint", "torch", "train", _open_torch_packed, for_gpus=True),
+    "onnxruntime-cuda": _Runtime("onnx", "onnxruntime", "gpu", _open_onnxruntime_cuda, missing=missing_for_cuda),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
     "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
-    "onnxruntime-cuda": _Runtime("onnx", "onnxruntime", "gpu", _open_onnxruntime_cuda, missing=missing_for_cuda),
     "onnxruntime-tensorrt": _Runtime(
         "onnx", "onnxruntime", "gpu", _open_onnxruntime_tensorrt, missing=missing_for_tensorrt
     ),

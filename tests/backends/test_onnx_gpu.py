@@ -216,7 +216,7 @@ def test_a_build_for_gpus_beside_a_card_is_available(gpu_build: Path, exported: 
     (gpu_build / "tensorrt_libs" / "libnvinfer.so.10").touch()
     assert missing_for_cuda() is missing_for_tensorrt() is None
     assert all(item.version for item in available() if item.name in NAMES)
-    assert backends_for(open_served(exported)) == ["onnxruntime", "openvino", "onnxruntime-cuda"]
+    assert backends_for(open_served(exported)) == ["onnxruntime-cuda", "onnxruntime", "openvino"]
 
 
 def test_a_tensorrt_of_another_version_is_none(gpu_build: Path) -> None:
