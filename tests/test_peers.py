@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import tomllib
@@ -82,6 +83,8 @@ def asked(peer: str, checkpoint: Path) -> Iterator[tuple[Worker, dict[str, Any]]
 @pytest.mark.timeout(2 * PATIENCE_S)
 @pytest.mark.parametrize("peer", VARIANTS)
 def test_a_peer_answers_as_transformers_does(peer: str, classifier: Path) -> None:
+    rows = [json.dumps({key: row[key] for key in ("text", "label")}) for row in labelled_rows(32, 4)]
+    classifier.with_name("train.jsonl").write_text("\n".join(rows), encoding="utf-8")
     with asked(peer, classifier) as (worker, facts):
         tolerance = FP32_TOLERANCE if facts["precision"] == "fp32" else REDUCED_TOLERANCE
         assert facts["libraries"]
