@@ -533,9 +533,17 @@ def test_profiles_are_planned_from_texts_and_kept_for_a_rebuild(
     assert len(set(first.split(" x ")[1].split(".."))) == 1  # a bucket has one length
     assert others[-1].endswith("..64")  # and what is longer has a profile up to the model's limit
     assert "padding among the computed tokens: one profile" in built.stderr
+    shapes = json.loads(bertfast("build", out, "--inspect").stdout)["engine"]["shapes"]
+    assert sum(bucket["sequences"] for bucket in shapes["buckets"]) == len(row_files[1].read_text().splitlines())
+    assert shapes["padded"]["buckets"] < shapes["padded"]["one_profile"]
     again = bertfast("build", out, "--rebuild", "--target", "SM120", "--out", tmp_path / "again")
     assert json.loads(again.stdout)["profiles"] == [first, *others]
     assert list(json.loads(again.stdout)["plans"]) == ["SM120"]
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["settings"]["engine"]["shapes"] == shapes
+    other = bertfast("build", out, "--recipe", "rtx-ahead-of-time", "--target", "SM89", "--out", tmp_path / "other")
+    assert other.returncode == 0, other.stderr
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    assert manifest["settings"]["engine"]["shapes"] is None  # its profiles are the recipe's
 
 
 @pytest.mark.parametrize(

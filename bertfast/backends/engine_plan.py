@@ -36,6 +36,61 @@ class PlanRecord(Config):
     target: str
 
 
+class Bucket(Config):
+    """The sequences that are padded to one length.
+
+    Attributes:
+        length: tokens that each of them is padded to.
+        sequences: how many there are.
+        real_tokens: theirs, without padding.
+    """
+
+    length: int
+    sequences: int
+    real_tokens: int
+
+
+class Padded(Config):
+    """What is computed for the same real tokens, in tokens with padding.
+
+    Attributes:
+        one_profile: every sequence padded to the longest.
+        sorted_batches: batches of similar length, each padded to the longest of its own (see `profiles.by_length`).
+        buckets: every sequence padded to its bucket.
+    """
+
+    one_profile: int
+    sorted_batches: int
+    buckets: int
+
+
+class ShapePlan(Config):
+    """Buckets of length, what they save, and the profiles that hold them.
+
+    Attributes:
+        buckets: the shortest first; a bucket holds what is too long for the one before it.
+        profiles: one a bucket, and one for what is longer.
+    """
+
+    buckets: tuple[Bucket, ...]
+    padded: Padded
+    profiles: tuple[ShapeProfile, ...]
+
+    @property
+    def real_tokens(self) -> int:
+        return sum(bucket.real_tokens for bucket in self.buckets)
+
+    def waste(self, padded: int) -> float:
+        """The share of the computed tokens that is padding."""
+        return 1 - self.real_tokens / padded
+
+    @property
+    def saved(self) -> float:
+        """How many times the padding of the buckets goes into that of one profile; infinite where none is left."""
+        left = self.padded.buckets - self.real_tokens
+        return (self.padded.one_profile - self.real_tokens) / left if left else float("inf")
+
+
 class EngineRecord(Config):
     """What an engine was built from, with what and for what: `settings["engine"]` of its manifest.
 
@@ -46,6 +101,7 @@ class EngineRecord(Config):
         onnx: the file in the artefact that it was built from; `onnx_sha256` its hash.
         calibration_sha256: of the text that the export was calibrated on; None where there was none.
         profiles: the shapes that every plan takes, in the order of the optimisation profiles.
+        shapes: how they were planned from texts; None where they are a recipe's.
         recipe: the settings that it was built with, which a rebuild takes again.
     """
 
@@ -58,6 +114,7 @@ class EngineRecord(Config):
     calibration_sha256: str | None = None
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
+    shapes: ShapePlan | None = None
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
     cuda_graphs: bool = False

@@ -16,9 +16,8 @@ from bertfast.console import errors, notifying
 from bertfast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bertfast.backends.engine_plan import EngineRecord
+    from bertfast.backends.engine_plan import EngineRecord, ShapePlan
     from bertfast.engine.build import Source
-    from bertfast.engine.planner import ShapePlan
     from bertfast.engine.recipe import Recipe
     from bertfast.text.labelled import Columns
 
@@ -82,11 +81,14 @@ def build(
     chosen = _again(source, target or ()) if rebuild else _recipe(recipe, settings or (), target or ())
     if not rebuild and out is None:
         raise ConfigError("build writes a directory: give --out DIR.")
+    shapes = None
     if plan_from:
-        chosen = _planned(artefact, chosen, plan_from, Columns(text=text_column, pair=pair_column), buckets)
-    place = out or artefact
+        shapes = _plan(artefact, chosen, plan_from, Columns(text=text_column, pair=pair_column), buckets)
+        _show(shapes)
+        chosen = chosen.model_copy(update={"profiles": shapes.profiles})
+    place, overwrite = out or artefact, overwrite or (rebuild and out is None)
     with notifying() as notify:
-        record = build_engine(source, place, chosen, overwrite=overwrite or (rebuild and out is None), notify=notify)
+        record = build_engine(source, place, chosen, shapes=shapes, overwrite=overwrite, notify=notify)
     print_json(_in_short(place, record))
 
 
@@ -107,22 +109,20 @@ def _again(source: Source, targets: Sequence[str]) -> Recipe:
     return Recipe.parse(source.engine.recipe | ({"targets": targets} if targets else {}), str(source.path))
 
 
-def _planned(artefact: Path, recipe: Recipe, texts: Path, columns: Columns, buckets: int) -> Recipe:
-    """The recipe with profiles for the lengths of these texts, for batches as large as its own allow."""
+def _plan(artefact: Path, recipe: Recipe, texts: Path, columns: Columns, buckets: int) -> ShapePlan:
+    """Profiles for the lengths of these texts, for batches as large as those of the recipe."""
     from bertfast.backends import open_served
     from bertfast.engine.planner import plan_shapes, sequence_lengths
     from bertfast.text.hub import local_data
 
     served = open_served(artefact)
-    plan = plan_shapes(
+    return plan_shapes(
         sequence_lengths(served, local_data(texts), columns),
         served.context.max_length,
         buckets=buckets,
         batch_tokens=max(profile.batch[2] * profile.length[2] for profile in recipe.profiles),
         max_batch=max(profile.batch[2] for profile in recipe.profiles),
     )
-    _show(plan)
-    return recipe.model_copy(update={"profiles": plan.profiles})
 
 
 def _show(plan: ShapePlan) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bertfast import artifact
 from bertfast.artifact import Draft, Manifest
-from bertfast.backends.engine_plan import EngineRecord, PlanRecord
+from bertfast.backends.engine_plan import EngineRecord, PlanRecord, ShapePlan
 from bertfast.backends.gpu import first_gpu
 from bertfast.backends.served import ONNX_FILE
 from bertfast.config import Precision, ShapeProfile
@@ -71,11 +71,18 @@ def open_source(path: Path) -> Source:
 
 
 def build(
-    source: Source, out: Path, recipe: Recipe, *, overwrite: bool = False, notify: Notify = lambda *_: None
+    source: Source,
+    out: Path,
+    recipe: Recipe,
+    *,
+    shapes: ShapePlan | None = None,
+    overwrite: bool = False,
+    notify: Notify = lambda *_: None,
 ) -> EngineRecord:
     """Build the plans of a recipe and publish them with all that predicting and a rebuild need.
 
     Args:
+        shapes: how the recipe's profiles were planned, where they were.
         notify: called with (what is being done, steps done, steps in all).
     Returns:
         What the engine's manifest says of it.
@@ -120,6 +127,7 @@ def build(
             calibration_sha256=source.calibration_sha256,
             plans=_write_plans(draft, network, recipe, profiles, targets, notify),
             profiles=profiles,
+            shapes=shapes or _kept_shapes(source, profiles),
             hardware_compatibility=recipe.hardware_compatibility,
             version_compatible=recipe.version_compatible,
             cuda_graphs=recipe.cuda_graphs,
@@ -127,6 +135,11 @@ def build(
         )
         draft.settings = {**manifest.settings, "engine": record.model_dump(mode="json")}
     return record
+
+
+def _kept_shapes(source: Source, profiles: Sequence[ShapeProfile]) -> ShapePlan | None:
+    """How the profiles of an engine were planned, where it is built again with the same."""
+    return source.engine.shapes if source.engine and source.engine.profiles == profiles else None
 
 
 def _check_precision(source: Source, recipe: Recipe) -> None:

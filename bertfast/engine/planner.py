@@ -10,66 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.backends import ServedModel
+from bertfast.backends.engine_plan import Bucket, Padded, ShapePlan
 from bertfast.backends.profiles import by_length
-from bertfast.config import Config, ShapeProfile
+from bertfast.config import ShapeProfile
 from bertfast.text.labelled import Columns
 
 LENGTH_STEP = 8  # tokens: what tensor cores multiply at a time
-
-
-class Bucket(Config):
-    """The sequences that are padded to one length.
-
-    Attributes:
-        length: tokens that each of them is padded to.
-        sequences: how many there are.
-        real_tokens: theirs, without padding.
-    """
-
-    length: int
-    sequences: int
-    real_tokens: int
-
-
-class Padded(Config):
-    """What is computed for the same real tokens, in tokens with padding.
-
-    Attributes:
-        one_profile: every sequence padded to the longest.
-        sorted_batches: batches of similar length, each padded to the longest of its own (see `profiles.by_length`).
-        buckets: every sequence padded to its bucket.
-    """
-
-    one_profile: int
-    sorted_batches: int
-    buckets: int
-
-
-class ShapePlan(Config):
-    """Buckets of length, what they save, and the profiles that hold them.
-
-    Attributes:
-        buckets: the shortest first; a bucket holds what is too long for the one before it.
-        profiles: one a bucket, and one for what is longer.
-    """
-
-    buckets: tuple[Bucket, ...]
-    padded: Padded
-    profiles: tuple[ShapeProfile, ...]
-
-    @property
-    def real_tokens(self) -> int:
-        return sum(bucket.real_tokens for bucket in self.buckets)
-
-    def waste(self, padded: int) -> float:
-        """The share of the computed tokens that is padding."""
-        return 1 - self.real_tokens / padded
-
-    @property
-    def saved(self) -> float:
-        """How many times the padding of the buckets goes into that of one profile; infinite where none is left."""
-        left = self.padded.buckets - self.real_tokens
-        return (self.padded.one_profile - self.real_tokens) / left if left else float("inf")
 
 
 def sequence_lengths(served: ServedModel, texts: Path, columns: Columns) -> list[int]:
