@@ -25,7 +25,7 @@ from bertfast.export.plan import NO_TEXTS, ExportPlan, calibration_text
 from bertfast.export.quantized import Quantization, quantize_checkpoint
 from bertfast.export.rules import check_rules
 from bertfast.export.typed import typed
-from bertfast.model.weights import load_weights, open_checkpoint
+from bertfast.model.weights import Checkpoint, load_weights, open_checkpoint, write_config
 from bertfast.quantize.product import Format, QuantizedProduct
 from bertfast.quantize.search import Notify
 from bertfast.quantize.simulate import simulated
@@ -158,7 +158,7 @@ def _write(
     for form, model in _forms(exported, graph, narrow, kept):
         check_rules(model)
         onnx.save(model, exported.path / form)
-    served.context.tokenizer.save(exported.path)
+    _write_beside(served, exported.path)
     with simulated(source.module, quantized):
         checks, losses = _check(source, exported, runtimes, dev)
         engine_form = (exported.path / ENGINE_FILE).is_file()
@@ -169,15 +169,26 @@ def _write(
     return Exported(checks, losses, kept, account, engine_form)
 
 
+def _write_beside(served: ServedModel, directory: Path) -> None:
+    """What optimum and transformers look for beside a graph."""
+    config = _checkpoint(served).config
+    write_config(directory, config, served.task.architecture, served.context.labels, served.task.problem)
+    served.context.tokenizer.save(directory, served.context.max_length)
+
+
+def _checkpoint(served: ServedModel) -> Checkpoint:
+    return served.checkpoint or open_checkpoint(served.path)
+
+
 def _model(
     served: ServedModel, quantized: Sequence[QuantizedProduct], attention: Attention = "plain"
 ) -> onnx.ModelProto:
-    checkpoint = served.checkpoint or open_checkpoint(served.path)
-    module = served.task.build(checkpoint.config, len(served.context.labels), served.context.settings)
+    config = _checkpoint(served).config
+    module = served.task.build(config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
     settings, architecture = served.context.settings, served.task.architecture
-    return build_graph(architecture, weights, checkpoint.config, settings, quantized, attention)
+    return build_graph(architecture, weights, config, settings, quantized, attention)
 
 
 def _overflows(served: ServedModel, graph: onnx.ModelProto, text: Sequence[Encoded]) -> dict[str, float]:

@@ -146,6 +146,14 @@ def save_checkpoint(
     if architecture == ENCODER:  # the only layout that does not name the encoder before its parameters
         weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
     save_tensors(weights, directory / WEIGHTS_FILE)
+    write_config(directory, config, architecture, labels, problem)
+    tokenizer.save(directory, config.max_position_embeddings)
+
+
+def write_config(
+    directory: Path, config: ModelConfig, architecture: str, labels: tuple[str, ...], problem: str | None
+) -> None:
+    """Write config.json, by which transformers and optimum open a model."""
     settings: dict[str, Any] = {"model_type": "bert", "architectures": [architecture], **config.model_dump()}
     settings |= {"position_embedding_type": "absolute", "dtype": "float32", "tie_word_embeddings": True}
     if problem:
@@ -154,7 +162,6 @@ def save_checkpoint(
         settings["id2label"] = {str(index): label for index, label in enumerate(labels)}
         settings["label2id"] = {label: index for index, label in enumerate(labels)}
     (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    tokenizer.save(directory, config.max_position_embeddings)
 
 
 def model_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
