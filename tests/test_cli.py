@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -285,6 +286,19 @@ def test_a_place_that_cannot_be_written_is_named(classifier: Path) -> None:
     assert done.returncode == 2
     assert "/proc/sys/kernel/onnx" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_graph_of_others_is_adopted(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "theirs", ignore=shutil.ignore_patterns("manifest.json"))
+    done = bertfast("adopt", tmp_path / "theirs", "--out", tmp_path / "onnx")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["onnx"], said["precision"]) == (str(tmp_path / "onnx"), "fp32")
+    assert max(said["largest_relative_error"].values()) < 1e-4
+    refused = bertfast("adopt", tmp_path / "onnx", "--out", tmp_path / "again")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "is an artefact of bertfast already" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_full_disk_ends_with_status_2_and_nothing_half_written(

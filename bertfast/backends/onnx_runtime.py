@@ -20,6 +20,7 @@ from bertfast.text.batch import Batch
 _FORMATS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 PRODUCTS = ("MatMul", "Gemm")
 _INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")  # by scales in float
+_ROUNDS_ITS_INPUTS = "DynamicQuantizeMatMul"  # takes floats, and multiplies integers all the same
 
 
 class OnnxRuntimeBackend(Backend):
@@ -92,4 +93,6 @@ def _product(kernel: dict[str, Any]) -> Executed:
     formats = {_FORMATS.get(kind, kind) for operand in inputs[:2] for kind in operand}
     if kernel["op_name"] in _INTEGER_PRODUCTS:
         formats = {_FORMATS[kind] for kind in inputs[0]}
+    if kernel["op_name"] == _ROUNDS_ITS_INPUTS:
+        formats = {"int8"}
     return Executed(" and ".join(sorted(formats)), shape[-1] * result[-1] if len(shape) <= 3 else 0)

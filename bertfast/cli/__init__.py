@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from bertfast.cli.bench import bench
 from bertfast.cli.build import build
 from bertfast.cli.corpus import corpus_app
-from bertfast.cli.export import export
+from bertfast.cli.export import adopt, export
 from bertfast.cli.options import (
     AsJson,
     LabelColumn,
@@ -97,6 +97,7 @@ def quickstart(
 
 
 app.command()(export)
+app.command()(adopt)
 app.command()(build)
 app.command()(bench)
 

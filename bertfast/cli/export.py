@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -117,8 +118,24 @@ def export(
         _show(exported.quantization)
     for name, largest in exported.kept_in_fp32.items():
         errors.print(f"kept in fp32: {name}, which reaches {largest:,.0f}", highlight=False)
-    worst = {runtime: max(errors_of.values()) for runtime, errors_of in exported.checks.items()}
-    print_json({"onnx": str(out), "largest_relative_error": worst} | _in_short(exported))
+    print_json({"onnx": str(out)} | _largest(exported.checks) | _in_short(exported))
+
+
+def adopt(
+    folder: Annotated[Path, typer.Argument(help="A folder of optimum or the like: a graph, config.json, a tokenizer.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make an artefact of an ONNX graph that others have exported, as it is; it must pass the checks of export."""
+    from bertfast.export.adopt import adopt as adopt_graph
+    from bertfast.export.adopt import foreign_graph
+
+    adopted = adopt_graph(foreign_graph(folder), out, overwrite=overwrite)
+    print_json({"onnx": str(out), "precision": adopted.precision.value} | _largest(adopted.checks))
+
+
+def _largest(checks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {"largest_relative_error": {runtime: max(errors_of.values()) for runtime, errors_of in checks.items()}}
 
 
 def _show(quantization: Quantization) -> None:

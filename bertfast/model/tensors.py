@@ -56,6 +56,11 @@ def weights_source(directory: Path) -> Path:
             "out: r = tf.train.load_checkpoint('bert_model.ckpt'); "
             "np.savez('bert_model.npz', **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})"
         )
+    if any(directory.glob("*.onnx")):
+        raise ArtifactError(
+            f"{directory} holds a graph without its checkpoint. As it is, it becomes an artefact by bertfast adopt "
+            f"{directory} --out DIR; everything else, such as another precision, wants the checkpoint."
+        )
     raise ArtifactError(
         f"{directory} has no weights: none of {', '.join(SOURCES)}. Save the model with `save_pretrained` of "
         "transformers, or give the file one of these names."

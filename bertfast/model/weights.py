@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ArtifactError: it is not a checkpoint, not a BERT, not whole, or its vocabulary and weights do not fit.
     """
     manifest = artifact.open_manifest(path, "checkpoint") if (path / artifact.MANIFEST).is_file() else None
+    checkpoint = describe(path, manifest)
+    weights = weights_source(path)
+    return replace(checkpoint, sha256=manifest.sha256 if manifest else sha256_of_weights(weights))
+
+
+def describe(path: Path, manifest: artifact.Manifest | None = None) -> Checkpoint:
+    """What a directory says of a model beside its weights, which may be of any form; `sha256` is left empty.
+
+    Raises:
+        ArtifactError: it describes no BERT, or the vocabulary does not fit.
+    """
     file = config_file(path)
     settings = _read_config(file)
     config = model_config(settings, file)
@@ -68,7 +79,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the weights hold {config.vocab_size} "
             "embeddings. Put the tokenizer there that the model was trained with."
         )
-    weights = weights_source(path)
     architectures = settings.get("architectures") or [None]
     labels = manifest.labels if manifest else _foreign_labels(settings, file)
     if manifest:
@@ -85,7 +95,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         problem=_problem(settings, labels) if architectures[0] == CLASSIFIER else None,
         labels=labels,
         task_settings=own,
-        sha256=manifest.sha256 if manifest else sha256_of_weights(weights),
+        sha256="",
     )
 
 
