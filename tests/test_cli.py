@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +36,7 @@ VERBS = [
     ("train", "qa"),
     ("train", "tag"),
     ("export",),
+    ("adopt",),
     ("build",),
     ("bench",),
     ("predict",),
