@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,15 +143,15 @@ def _write(
 ) -> Exported:
     """The graphs of an export in its directory, checked."""
     dev = DevRows(served, source, plan.dev, plan.columns) if plan.dev else None
-    text = calibration_text(served, plan)
+    texts = calibration_text(served, plan)
     quantized: tuple[QuantizedProduct, ...] = ()
     account = None
     if exported.precision in _QUANTIZED:
         kind = cast(Format, exported.precision.value)
-        quantized, account = quantize_checkpoint(served, source, text, plan, kind, dev, notify)
+        quantized, account = quantize_checkpoint(served, source, texts, plan, kind, dev, notify)
     graph = _model(served, quantized)
     check_rules(graph)
-    kept = _overflows(served, graph, text) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
+    kept = _overflows(served, graph, texts) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
     promised = account.quantized_weights if account and exported.precision is Precision.INT8 else 0
     exported = replace(exported, int8_weights=promised)
     narrow = graph if attention == "plain" else _model(served, quantized, attention)
@@ -191,9 +192,11 @@ def _model(
     return build_graph(architecture, weights, config, settings, quantized, attention)
 
 
-def _overflows(served: ServedModel, graph: onnx.ModelProto, text: Sequence[Encoded]) -> dict[str, float]:
+def _overflows(served: ServedModel, graph: onnx.ModelProto, texts: Sequence[Sequence[Encoded]]) -> dict[str, float]:
     """What would leave the range of fp16 on the calibration text, or on a few sentences where there is none."""
-    return overflows(graph, list(equal_lengths(text or awkward_texts(served), served.context.tokenizer.pad_id)))
+    return overflows(
+        graph, list(equal_lengths(list(chain(*texts)) or awkward_texts(served), served.context.tokenizer.pad_id))
+    )
 
 
 def _refuse_what_cannot_be_kept(graph: onnx.ModelProto, kept: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
@@ -42,14 +43,19 @@ class ExportPlan(Config):
             raise ConfigError(
                 "--dev and --max-drop belong together: the rows, and the points that may be lost on them."
             )
+        if self.dev is not None and self.dev == self.calibration:
+            raise ConfigError(
+                f"--calibration and --dev are both {self.dev}: rows that ranges were taken from cannot judge them. "
+                "Split the file."
+            )
         return self
 
 
 NO_TEXTS = ExportPlan()
 
 
-def calibration_text(served: ServedModel, plan: ExportPlan) -> list[Encoded]:
-    """The calibration text as the model gets it; empty where the plan has none.
+def calibration_text(served: ServedModel, plan: ExportPlan) -> list[list[Encoded]]:
+    """The sequences of each calibration text, as the model gets them; empty where the plan has none.
 
     Raises:
         DataError: it is too little to calibrate on.
@@ -60,9 +66,9 @@ def calibration_text(served: ServedModel, plan: ExportPlan) -> list[Encoded]:
     examples = task.read(plan.calibration, plan.columns, context.settings, False)
     step = max(1, len(examples) // plan.calibration_rows)
     requests = [example.request for example in examples[::step][: plan.calibration_rows]]
-    sequences = [sequence for windows in task.encode(requests, context) for sequence in windows]
-    _refuse_too_little(plan.calibration, sequences)
-    return sequences
+    texts = task.encode(requests, context)
+    _refuse_too_little(plan.calibration, list(chain(*texts)))
+    return texts
 
 
 def _refuse_too_little(path: Path, sequences: Sequence[Encoded]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from bertfast.backends import ServedModel
 from bertfast.backends.pytorch import TorchBackend
@@ -14,7 +15,7 @@ from bertfast.quantize.search import Chosen, Notify, Sensitivity, Trial, hold_dr
 from bertfast.quantize.walk import equal_lengths, quantize
 from bertfast.text.tokenizer import Encoded
 
-_HELD_BACK = 8
+_HELD_BACK = 8  # every eighth text, all of its sequences
 
 
 class Row(Config):
@@ -59,7 +60,7 @@ class Quantization(Config):
 def quantize_checkpoint(
     served: ServedModel,
     source: TorchBackend,
-    sequences: Sequence[Encoded],
+    texts: Sequence[Sequence[Encoded]],
     plan: ExportPlan,
     kind: Format,
     dev: DevRows | None,
@@ -69,27 +70,27 @@ def quantize_checkpoint(
 
     Args:
         source: the checkpoint in torch, on the CPU.
-        sequences: calibration text; every eighth is held back to judge by.
+        texts: the sequences of each calibration text; every eighth text is held back to judge by.
         notify: called with (what is being done, steps done, steps in all).
     Raises:
         AccuracyError: the drop cannot be held.
     """
     model = source.module
     pad_id = served.context.tokenizer.pad_id
-    seen = [sequence for i, sequence in enumerate(sequences) if i % _HELD_BACK]
+    seen = chain(*(text for number, text in enumerate(texts) if number % _HELD_BACK))
     quantized = quantize(model, list(equal_lengths(seen, pad_id)), plan.rounding, kind, notify)
     drop = (lambda: dev.drop(source.run)) if dev else None
-    trial = Trial(model, list(equal_lengths(sequences[::_HELD_BACK], pad_id)), drop)
+    trial = Trial(model, list(equal_lengths(chain(*texts[::_HELD_BACK]), pad_id)), drop)
     ranked = sensitivities(trial, quantized, notify)
     if plan.max_drop is None:
         chosen = hold_error(trial, quantized, ranked)
     else:
         chosen = hold_drop(trial, quantized, ranked, plan.max_drop, notify)
-    return chosen.quantized, _account(sequences, quantized, ranked, chosen)
+    return chosen.quantized, _account(sum(map(len, chain(*texts))), quantized, ranked, chosen)
 
 
 def _account(
-    sequences: Sequence[Encoded],
+    tokens: int,
     quantized: Sequence[QuantizedProduct],
     ranked: Sequence[Sensitivity],
     chosen: Chosen,
@@ -107,7 +108,7 @@ def _account(
         for one in quantized
     )
     return Quantization(
-        tokens=sum(map(len, sequences)),
+        tokens=tokens,
         quantized_weights=sum(one.weights for one in chosen.quantized),
         weights=sum(one.weights for one in quantized),
         error=chosen.error,

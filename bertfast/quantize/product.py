@@ -27,11 +27,13 @@ class Product:
         name: as in the exported graph.
         linears: their names in the checkpoint.
         follows: the Linear whose outputs, weighted, are the input; what its outputs are divided by divides the input.
+        unbounded: whether nothing normalises or averages the input: other texts reach further than those seen.
     """
 
     name: str
     linears: tuple[str, ...]
     follows: str | None = None
+    unbounded: bool = False
 
 
 def products_of_layer(number: int) -> tuple[Product, ...]:
@@ -43,7 +45,7 @@ def products_of_layer(number: int) -> tuple[Product, ...]:
         Product(f"{attention}.query_key_value", tuple(f"{attention}.{kind}" for kind in ("query", "key", "value"))),
         Product(attended, (attended,), follows=f"{attention}.value"),
         Product(wide, (wide,)),
-        Product(narrow, (narrow,)),
+        Product(narrow, (narrow,), unbounded=True),
     )
 
 

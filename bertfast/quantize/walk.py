@@ -7,7 +7,7 @@ there is no padding that could count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def _samples(
     return Samples(inputs, outputs, importance, residual, judge(outputs, right_residual), judge)
 
 
-def equal_lengths(sequences: Sequence[Encoded], pad_id: int) -> Iterator[Batch]:
+def equal_lengths(sequences: Iterable[Encoded], pad_id: int) -> Iterator[Batch]:
     """Batches of sequences that are equally long: nothing is padded."""
     by_length: dict[int, list[Encoded]] = {}
     for sequence in sequences:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from torch import nn
 from typer.testing import CliRunner
 
 from bertfast import artifact
@@ -26,6 +28,8 @@ from bertfast.export.plan import ExportPlan, calibration_text
 from bertfast.quantize.product import QuantizedProduct
 from bertfast.quantize.simulate import simulated
 from bertfast.quantize.walk import quantize
+from bertfast.tasks import get_task
+from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Tokenizer
 from tests.conftest import labelled_rows, write_checkpoint, write_rows
 
@@ -196,21 +200,65 @@ def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path
             assert max(check_export(exported, source, backend).values()) < 0.02
 
 
-@pytest.mark.parametrize("task", ["tag", "embed", "pretrain"])
+TASKS = {"tag": ("O", "B-a", "I-a"), "multi-label": ("a", "b"), "rerank": ("LABEL_0",), "regress": ("LABEL_0",)}
+
+
+def calibration_of(task: str, path: Path) -> Path:
+    """Texts in what the task reads."""
+    lines = [row["text"] for row in labelled_rows(160, 4)]
+    if task == "tag":
+        path.write_text("\n\n".join("\n".join(f"{word} O" for word in line.split()) for line in lines) + "\n")
+        return path.rename(path.with_suffix(".conll"))
+    if task == "qa":
+        return write_rows(
+            path, [{"id": str(i), "question": "Who waits?", "context": line} for i, line in enumerate(lines)]
+        )
+    if task in ("rerank", "regress"):
+        return write_rows(path, [{"text": "Who waits?", "pair": line} for line in lines])
+    return write_rows(path, [{"text": line} for line in lines])
+
+
+@pytest.mark.parametrize("task", ["tag", "embed", "pretrain", "qa", "multi-label", "rerank", "regress"])
 def test_other_tasks_are_quantised_too(
     task: str, tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    labels = ("O", "B-a", "I-a") if task == "tag" else ()
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", task, tiny_config, tokenizer, labels)
-    words = [row["text"].split() for row in labelled_rows(160, 4)]
-    if task == "tag":
-        calibration = tmp_path / "words.conll"
-        calibration.write_text("\n\n".join("\n".join(f"{word} O" for word in line) for line in words) + "\n")
-    else:
-        calibration = write_rows(tmp_path / "texts.jsonl", [{"text": " ".join(line)} for line in words])
-    plan = ExportPlan(calibration=calibration, rounding="nearest")
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", task, tiny_config, tokenizer, TASKS.get(task, ()))
+    plan = ExportPlan(calibration=calibration_of(task, tmp_path / "texts.jsonl"), rounding="nearest")
     exported = export(checkpoint, tmp_path / "int8", precision=Precision.INT8, plan=plan)
     assert set(exported.checks) == {"onnxruntime", "openvino", "fp16 around INT8"}
+
+
+def test_other_shapes_are_quantised_too(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Another activation, and vectors of the first token alone."""
+    config = tiny_config.model_copy(update={"hidden_act": "relu"})
+    settings = get_task("embed").settings(pooling="cls")
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "embed", config, tokenizer, (), settings)
+    plan = ExportPlan(calibration=calibration_of("embed", tmp_path / "texts.jsonl"))
+    account = export(checkpoint, tmp_path / "int8", precision=Precision.INT8, plan=plan).quantization
+    assert account is not None
+    assert account.error < 0.2
+
+
+def test_a_long_context_is_held_back_with_all_its_windows(
+    tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "qa", tiny_config, tokenizer, ())
+    rows = [{"id": str(i), "question": f"Who waits {i}?", "context": "The river waits. " * 60} for i in range(16)]
+    served = open_served(checkpoint)
+    plan = ExportPlan(calibration=write_rows(tmp_path / "rows.jsonl", rows), rounding="nearest")
+    texts = calibration_text(served, plan)
+    assert all(len(windows) > 1 for windows in texts)
+    judged: list[int] = []
+
+    class Noting(quantizing.Trial):
+        def __init__(self, model: nn.Module, batches: Sequence[Batch], drop: Any) -> None:
+            judged.append(sum(len(batch.input_ids) for batch in batches))
+            super().__init__(model, batches, drop)
+
+    monkeypatch.setattr(quantizing, "Trial", Noting)
+    with TorchBackend(served, device="cpu") as source:
+        quantizing.quantize_checkpoint(served, source, texts, plan, "int8", None, lambda *_: None)
+    assert judged == [len(texts[0]) + len(texts[8])]
 
 
 @pytest.mark.parametrize("texts", [["a river"] * 300, ["The river waits near the bridge. " * 30] * 31])
@@ -226,6 +274,8 @@ def test_int8_and_calibration_belong_together(classifier: Path, texts: Path, tmp
             export(classifier, tmp_path / "none", precision=precision)
     with pytest.raises(ConfigError, match="--dev and --max-drop belong together"):
         ExportPlan(calibration=texts, max_drop=0.3)
+    with pytest.raises(ConfigError, match=r"--calibration and --dev are both .*Split the file"):
+        ExportPlan(calibration=texts, dev=texts, max_drop=0.3)
 
 
 def test_the_command_line_prints_the_share_and_ends_with_3_where_the_drop_is_not_held(
