@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,26 +19,31 @@ Shape = TypeVar("Shape", bound=Hashable)
 class Replayed(Generic[Shape]):
     """A function of a tensor and of what says its shapes; on a GPU each shape has a graph, elsewhere it is called.
 
-    Either way the function reads a tensor of the shape's own, which every call fills. Outputs hold until the next call.
+    Either way the function reads a tensor of the shape's own, which every call fills. Outputs hold until the next call:
+    all graphs compute in the same memory, one at a time.
     """
 
     def __init__(self, function: Callable[[Tensor, Shape], Outputs]) -> None:
         self._function = function
         self._held: dict[Shape, tuple[Tensor, Callable[[], Outputs]]] = {}
+        self._pool: Any = None  # an opaque handle
 
     def __call__(self, values: Tensor, shape: Shape) -> Outputs:
         if shape not in self._held:
             if len(self._held) == MAX_GRAPHS:
                 del self._held[next(iter(self._held))]
             own = values.clone()
-            call = partial(self._function, own, shape)
-            self._held[shape] = own, _captured(call) if values.is_cuda else call
+            call: Callable[[], Outputs] = partial(self._function, own, shape)
+            if values.is_cuda:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                call = _captured(call, self._pool)
+            self._held[shape] = own, call
         own, compute = self._held[shape]
         own.copy_(values)
         return compute()
 
 
-def _captured(compute: Callable[[], Outputs]) -> Callable[[], Outputs]:
+def _captured(compute: Callable[[], Outputs], pool: Any) -> Callable[[], Outputs]:
     """What launches the graph of `compute`, whose libraries have their workspaces by then."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -47,7 +52,7 @@ def _captured(compute: Callable[[], Outputs]) -> Callable[[], Outputs]:
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         outputs = compute()
 
     def replay() -> Outputs:
