@@ -26,7 +26,7 @@ _ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 _SEARCHED_TOKENS = 1024
 _WORTH_SMOOTHING = 0.97
 _HELD_BACK = 4  # every fourth token
-_ROOM = 1.25  # what other texts may reach beyond those seen, where nothing bounds them: see benchmarks/LOG.md
+_ROOM = 1.5  # what other texts may reach beyond those seen, where nothing bounds them: see benchmarks/LOG.md
 
 
 @dataclass(frozen=True, eq=False)
