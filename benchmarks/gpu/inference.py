@@ -40,11 +40,12 @@ def our_makers(run: Run) -> dict[str, Maker]:
     makers: dict[str, Maker] = {
         "torch-packed bf16": partial(packed, precision=Precision.BF16),
         "torch-packed fp16": partial(packed, precision=Precision.FP16),
+        "torch-packed int8": partial(packed, precision=Precision.INT8),
         "torch-packed fp8": partial(packed, precision=Precision.FP8),
         "torch bf16": partial(TorchBackend, device=run.device.type, precision=Precision.BF16),
     }
     if not run.dry:  # a compiler is not everywhere, and takes its time
-        for precision in (Precision.BF16, Precision.FP8):
+        for precision in (Precision.BF16, Precision.INT8, Precision.FP8):
             makers[f"torch-packed {precision} compiled"] = partial(packed, precision=precision, compiled=True)
     return makers
 

@@ -33,6 +33,7 @@ _TOLERANCE = {
     ("torch-packed", Precision.FP32): 1e-5,
     ("torch-packed", Precision.FP16): 1e-2,
     ("torch-packed", Precision.BF16): 5e-2,
+    ("torch-packed", Precision.INT8): 1e-1,
     ("torch-packed", Precision.FP8): 1e-1,
     ("onnxruntime", Precision.FP32): 1e-5,
     ("openvino", Precision.FP32): 1e-5,

@@ -10,21 +10,22 @@ from torch import Tensor
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
-from bertfast.backends.torch_fp8 import Fp8Linear, to_fp8
+from bertfast.backends.torch_eight_bits import EightBitLinear, Format, to_eight_bits
 from bertfast.config import Precision
 from bertfast.model.heads import FullPrecisionLinear
 from bertfast.model.weights import load_weights, open_checkpoint
 from bertfast.text.batch import Batch
 
-_IN_FP8 = "bert.encoder"
+_IN_EIGHT_BITS = "bert.encoder"
 _TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+_EIGHT_BITS: dict[Precision, Format] = {Precision.INT8: "int8", Precision.FP8: "fp8"}
 
 
 class TorchBackend(Backend):
     """A checkpoint in torch, on the GPU where there is one and no other device is asked for.
 
     Args:
-        precision: of the matrix products, by default the checkpoint's; fp8 is that of the encoder's, the rest is bf16.
+        precision: of the matrix products, by default the checkpoint's; int8 and fp8 are those of the encoder, in bf16.
     """
 
     name = "torch"
@@ -48,10 +49,13 @@ class TorchBackend(Backend):
         for part in self.module.modules():
             if isinstance(part, FullPrecisionLinear):
                 part.float()
-        if wanted is Precision.FP8:
-            to_fp8(self.module.get_submodule(_IN_FP8))
+        within = ""
+        if wanted in _EIGHT_BITS:
+            within = _IN_EIGHT_BITS
+            to_eight_bits(self.module.get_submodule(within), _EIGHT_BITS[wanted])
         torch.set_float32_matmul_precision("highest")
-        self.hold_precision(_executed(self.module, _IN_FP8 if wanted is Precision.FP8 else ""), wanted)
+        executed = _executed(self.module, within)
+        self.hold_precision(executed, wanted, sum(one.weights for one in executed) if wanted is Precision.INT8 else 0)
 
     def upload(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
@@ -81,7 +85,7 @@ def _executed(module: torch.nn.Module, within: str) -> list[Executed]:
         seen.extend(Executed("reduced fp32" if reduced else names.get(kind, str(kind)), weights) for kind in formats)
 
     parts = list(module.get_submodule(within).modules())
-    seen += [Executed(part.format, part.weight.numel()) for part in parts if isinstance(part, Fp8Linear)]
+    seen += [Executed(part.format, part.weight.numel()) for part in parts if isinstance(part, EightBitLinear)]
     linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
     hooks = [part.register_forward_hook(note) for part in linears if not isinstance(part, FullPrecisionLinear)]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(module.parameters()).device)

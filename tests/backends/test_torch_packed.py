@@ -17,7 +17,7 @@ from bertfast.backends import open_served, pytorch, relative_error, tolerance
 from bertfast.backends.protocol import Arrays
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.served import ServedModel
-from bertfast.backends.torch_fp8 import to_fp8
+from bertfast.backends.torch_eight_bits import to_eight_bits
 from bertfast.backends.torch_graphs import MAX_GRAPHS, Replayed
 from bertfast.backends.torch_packed import TorchPackedBackend, layout_for
 from bertfast.config import ModelConfig, Precision
@@ -65,19 +65,31 @@ def test_without_padding_the_outputs_are_those_with_padding(model: ServedModel, 
         assert relative_error(actual[name], array) <= tolerance("torch-packed", Precision.FP32)
 
 
-def test_fp8_is_emulated_on_a_cpu_and_stays_close(model: ServedModel) -> None:
+@pytest.mark.parametrize(("precision", "emulated"), [(Precision.INT8, False), (Precision.FP8, True)])
+def test_eight_bits_stay_close_and_fp8_is_emulated_on_a_cpu(
+    model: ServedModel, precision: Precision, emulated: bool
+) -> None:
     batch = ragged(model.context.tokenizer.vocab_size, [9, 3, 30, 64])
-    with TorchBackend(model) as source, TorchPackedBackend(model, precision=Precision.FP8) as packed:
-        assert (packed.precision, packed.emulated) == (Precision.FP8, True)
+    with TorchBackend(model) as source, TorchPackedBackend(model, precision=precision) as packed:
+        assert (packed.precision, packed.emulated) == (precision, emulated)
         expected, actual = (real_part(model, batch, each.run(batch)) for each in (source, packed))
     for name, array in expected.items():
-        assert 1e-3 < relative_error(actual[name], array) <= tolerance("torch-packed", Precision.FP8)
+        assert 1e-3 < relative_error(actual[name], array) <= tolerance("torch-packed", precision)
 
 
-def test_an_encoder_that_is_not_all_in_fp8_is_refused(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytorch, "to_fp8", lambda encoder: to_fp8(encoder.layer[0]))
-    with pytest.raises(BackendError, match="in fp8, and says that it executes bf16, fp32"):
-        TorchPackedBackend(open_served(classifier), precision=Precision.FP8)
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (Precision.INT8, r"executes 8,192 weights in int8, and [\d,]+ were promised"),
+        (Precision.FP8, "in fp8, and says that it executes bf16, fp32"),
+    ],
+)
+def test_an_encoder_that_is_not_all_in_eight_bits_is_refused(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, message: str
+) -> None:
+    monkeypatch.setattr(pytorch, "to_eight_bits", lambda encoder, kind: to_eight_bits(encoder.layer[0], kind))
+    with pytest.raises(BackendError, match=message):
+        TorchPackedBackend(open_served(classifier), precision=precision)
 
 
 def test_what_is_compiled_serves_many_layouts(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +179,7 @@ def test_a_layout_is_recorded_once_and_reads_what_was_uploaded_last() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("precision", [*HALF, Precision.FP8])
+@pytest.mark.parametrize("precision", [*HALF, Precision.INT8, Precision.FP8])
 def test_graphs_on_the_gpu_give_what_a_cpu_gives(model: ServedModel, precision: Precision) -> None:
     batches = [ragged(model.context.tokenizer.vocab_size, [9, 3, 30, 64], seed) for seed in range(3)]
     with TorchBackend(model, device="cpu") as source, TorchPackedBackend(model, precision=precision) as packed:
