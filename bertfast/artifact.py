@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -279,6 +279,12 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_all(files: Sequence[Path]) -> str:
+    """The identity of files that are one thing: of the one, or of all with their names."""
+    hashes = {file.name: sha256_of(file) for file in files}
+    return hashes[files[0].name] if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def check_file(path: Path, record: FileRecord, verify_hash: bool = True) -> None:
