@@ -20,8 +20,10 @@ def save(model: onnx.ModelProto, file: Path) -> None:
     if sum(len(item.raw_data) for item in model.graph.initializer) <= MOST_BYTES:
         onnx.save(model, file)
         return
+    beside = file.with_name(f"{file.name}.data")
     emptied = _copy(model)  # which saving takes the weights out of
-    onnx.save(emptied, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=_SMALL)
+    onnx.save(emptied, file, save_as_external_data=True, location=beside.name, size_threshold=_SMALL)
+    beside.chmod(file.stat().st_mode)  # onnx lets nobody but the owner read it
 
 
 def files_of(file: Path) -> list[Path]:

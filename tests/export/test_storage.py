@@ -90,3 +90,4 @@ def test_saving_leaves_a_graph_as_it_was(exported: Path, tmp_path: Path, monkeyp
         np.testing.assert_array_equal(numpy_helper.to_array(one), numpy_helper.to_array(other))
     assert storage.files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx", tmp_path / "model.onnx.data"]
     assert storage.files_of(exported / "model.onnx") == [exported / "model.onnx"]
+    assert len({file.stat().st_mode for file in storage.files_of(tmp_path / "model.onnx")}) == 1
