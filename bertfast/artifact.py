@@ -252,7 +252,10 @@ def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
         _refuse_other_schema(path, values)
         manifest = Manifest.model_validate(values)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.") from None
+        remedy = f" Adopt the graph first: bertfast adopt {path} --out DIR" if any(path.glob("*.onnx")) else ""
+        raise ArtifactError(
+            f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.{remedy}"
+        ) from None
     except (ValidationError, ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."

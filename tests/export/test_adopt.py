@@ -217,6 +217,8 @@ def test_the_folder_must_hold_one_graph_and_be_another_s(exported: Path, classif
     folder = foreign(exported, tmp_path / "theirs")
     with pytest.raises(ArtifactError, match=r"holds a graph without its checkpoint.*bertfast adopt .*theirs --out DIR"):
         export(folder, tmp_path / "onnx", precision=Precision.BF16)
+    with pytest.raises(ArtifactError, match=r"no manifest.json.* Adopt the graph first: bertfast adopt .*theirs --out"):
+        open_source(folder)
     shutil.copy(folder / "theirs.onnx", folder / "other.onnx")
     with pytest.raises(ArtifactError, match=r"holds other.onnx, theirs.onnx. Give a folder with one"):
         foreign_graph(folder)
