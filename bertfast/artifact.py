@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -252,7 +252,10 @@ def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
         _refuse_other_schema(path, values)
         manifest = Manifest.model_validate(values)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.") from None
+        remedy = f" Adopt the graph first: bertfast adopt {path} --out DIR" if any(path.glob("*.onnx")) else ""
+        raise ArtifactError(
+            f"{path} has no {MANIFEST}: it is not an artefact of bertfast, or half of one.{remedy}"
+        ) from None
     except (ValidationError, ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST} is damaged ({str(error).splitlines()[0]}). Copy the artefact again or make it anew."
@@ -279,6 +282,12 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_all(files: Sequence[Path]) -> str:
+    """The identity of files that are one thing: of the one, or of all with their names."""
+    hashes = {file.name: sha256_of(file) for file in files}
+    return hashes[files[0].name] if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def check_file(path: Path, record: FileRecord, verify_hash: bool = True) -> None:

@@ -62,7 +62,7 @@ def open_source(path: Path) -> Source:
     engine = EngineRecord.parse(manifest.settings["engine"], str(path)) if manifest.kind == "engine" else None
     onnx = engine.onnx if engine else str(manifest.settings.get("engine_onnx", ONNX_FILE))
     made = {plan.file for plan in engine.plans} if engine else set()
-    files = [name for name in manifest.files if name not in made and (name == onnx or not name.endswith(".onnx"))]
+    files = [name for name in manifest.files if name not in made and (".onnx" not in name or name.startswith(onnx))]
     if onnx not in files:
         raise ArtifactError(f"{path} has no {onnx}, which its engine is to be built from. Export it again.")
     for name in files:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bertfast import artifact
 from bertfast.backends import Backend, ServedModel, backends_for, open_backend
@@ -19,6 +20,7 @@ from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError
 from bertfast.export.check import check_export
 from bertfast.export.foreign import precision_of, with_our_signature
+from bertfast.export.storage import files_of, save
 from bertfast.model.weights import describe, write_config
 from bertfast.tasks import Context, task_of
 
@@ -61,7 +63,8 @@ def adopt(file: Path, out: Path, *, overwrite: bool = False) -> Adopted:
     Args:
         file: the graph; its products may be in fp32, fp16, bf16 or, by whatever scheme, INT8.
     Raises:
-        ArtifactError: its signature is not that of its task, or its folder describes no BERT with a task.
+        ArtifactError: it is not whole, its signature is not that of its task, or its folder describes no BERT with a
+            task.
         BackendError: no runtime executes it.
         CheckError: the runtimes differ, or its numbers change with padding or order; nothing is published.
     """
@@ -69,9 +72,9 @@ def adopt(file: Path, out: Path, *, overwrite: bool = False) -> Adopted:
     task, labels = task_of(described), described.labels
     settings = task.settings.parse(described.task_settings, str(file.parent))
     context = Context(described.tokenizer, labels, described.max_length, settings)
-    model = with_our_signature(onnx.load(file), file, task, len(labels))
+    theirs, sha256 = _read(file)
+    model = with_our_signature(theirs, file, task, len(labels))
     precision, weights = precision_of(model)
-    sha256 = artifact.sha256_of(file)
     with artifact.create(
         out,
         "onnx",
@@ -81,7 +84,7 @@ def adopt(file: Path, out: Path, *, overwrite: bool = False) -> Adopted:
         parents={"checkpoint": sha256},
         overwrite=overwrite,
     ) as draft:
-        onnx.save(model, draft.path / ONNX_FILE)
+        save(model, draft.path / ONNX_FILE)
         write_config(draft.path, described.config, task.architecture, labels, task.problem)
         described.tokenizer.save(draft.path, context.max_length)
         served = ServedModel(draft.path, "onnx", task, context, precision, sha256, sha256, int8_weights=weights)
@@ -90,6 +93,14 @@ def adopt(file: Path, out: Path, *, overwrite: bool = False) -> Adopted:
         if weights:
             draft.settings["quantization"] = {"quantized_weights": weights}
     return Adopted(precision, checks)
+
+
+def _read(file: Path) -> tuple[onnx.ModelProto, str]:
+    """A graph with its weights, wherever they lie, and the identity of all its files."""
+    try:
+        return onnx.load(file), artifact.sha256_of_all(files_of(file))
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}. Copy it again, with the files of its weights.") from None
 
 
 def _check(served: ServedModel) -> Checks:

@@ -25,6 +25,7 @@ from bertfast.export.overflow import FP16_LARGEST, overflows
 from bertfast.export.plan import NO_TEXTS, ExportPlan, calibration_text
 from bertfast.export.quantized import Quantization, quantize_checkpoint
 from bertfast.export.rules import check_rules
+from bertfast.export.storage import save
 from bertfast.export.typed import typed
 from bertfast.model.weights import Checkpoint, load_weights, open_checkpoint, write_config
 from bertfast.quantize.product import Format, QuantizedProduct
@@ -158,7 +159,8 @@ def _write(
     _refuse_what_cannot_be_kept(narrow, kept)
     for form, model in _forms(exported, graph, narrow, kept):
         check_rules(model)
-        onnx.save(model, exported.path / form)
+        save(model, exported.path / form)
+        onnx.checker.check_model(exported.path / form, full_check=True)
     _write_beside(served, exported.path)
     with simulated(source.module, quantized):
         checks, losses = _check(source, exported, runtimes, dev)

@@ -11,6 +11,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError
+from bertfast.export.storage import inferred
 from bertfast.tasks import Task
 from bertfast.text.batch import INPUTS
 
@@ -101,7 +102,7 @@ def _fits(name: str, value: ValueInfoProto, task: Task, labels: int) -> bool:
 
 def precision_of(model: onnx.ModelProto) -> tuple[Precision, int]:
     """What a graph's matrix products are in, by its types, and how many weights they multiply in INT8."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = inferred(model)
     constants = {item.name: item for item in graph.initializer}
     products = [node for node in graph.node if any(word in node.op_type for word in _PRODUCTS)]
     read = {name for node in products for name in node.input}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from bertfast.export.storage import float_values, save
 from bertfast.text.batch import Batch
 
 FP16_LARGEST = 65504.0
@@ -28,7 +31,7 @@ def extremes(model: onnx.ModelProto, batches: Sequence[Batch]) -> dict[str, floa
     Args:
         batches: without padding, since padding is computed too and means nothing.
     """
-    names = _floats(model)
+    names = float_values(model)
     session = _watched(model, names)
     found = dict.fromkeys(names, 0.0)
     for batch in batches:
@@ -49,10 +52,7 @@ def _watched(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.Infere
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _floats(model: onnx.ModelProto) -> list[str]:
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = (*graph.value_info, *graph.output)
-    return [value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "watched.onnx"
+        save(watched, file)
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

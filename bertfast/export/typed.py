@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bertfast.config import Precision
+from bertfast.export.storage import float_values
 
 FLOAT_TYPES = {
     Precision.FP16: (TensorProto.FLOAT16, np.dtype(np.float16)),
@@ -39,18 +40,16 @@ def typed(model: onnx.ModelProto, precision: Precision, islands: Collection[str]
     kind, dtype = FLOAT_TYPES[precision]
     constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     wide = _wide_nodes(model.graph, constants, dtype, frozenset(islands))
-    types = _Types(constants, kind, dtype, _floats(model))
+    types = _Types(constants, kind, dtype, frozenset(float_values(model)))
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
         types.add(node, TensorProto.FLOAT if node.name in wide else kind, outputs)
     graph = helper.make_graph(
         types.nodes, model.graph.name, model.graph.input, model.graph.output, list(types.initializers.values())
     )
-    retyped = helper.make_model(
+    return helper.make_model(
         graph, opset_imports=model.opset_import, producer_name=model.producer_name, ir_version=model.ir_version
     )
-    onnx.checker.check_model(retyped, full_check=True)
-    return retyped
 
 
 @dataclass
@@ -118,12 +117,6 @@ _NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"
 
 def _name_of(kind: int) -> str:
     return _NAMES[kind]
-
-
-def _floats(model: onnx.ModelProto) -> frozenset[str]:
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return frozenset(value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT)
 
 
 def _wide_nodes(

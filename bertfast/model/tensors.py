@@ -7,7 +7,6 @@ one dict under our names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -86,10 +85,7 @@ def weight_files(source: Path) -> list[Path]:
 
 def sha256_of_weights(source: Path) -> str:
     """Identity of foreign weights: of their one file, or of an index with all its shards."""
-    hashes = {file.name: artifact.sha256_of(file) for file in weight_files(source)}
-    if len(hashes) == 1:
-        return hashes[source.name]
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return artifact.sha256_of_all(weight_files(source))
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from bertfast.config import Precision
 from bertfast.engine.build import build, open_source
 from bertfast.engine.recipe import Recipe, ShapeProfile
 from bertfast.errors import ArtifactError, CheckError
+from bertfast.export import storage
 from bertfast.export.adopt import adopt, foreign_graph
 from bertfast.export.export import export
 from bertfast.export.plan import ExportPlan
@@ -113,6 +114,47 @@ def test_an_engine_is_built_from_it(exported: Path, tmp_path: Path) -> None:
     assert [plan.target for plan in record.plans] == ["SM86"]
 
 
+@pytest.fixture
+def beside(exported: Path, tmp_path: Path) -> Path:
+    """The graph of others with its weights in a file of their own, as those over 2 GB have them."""
+    folder = foreign(exported, tmp_path / "beside")
+    model = onnx.load(folder / "theirs.onnx")
+    onnx.save(model, folder / "theirs.onnx", save_as_external_data=True, location="theirs.onnx_data")
+    return folder
+
+
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_weights_beside_the_graph_are_read_and_count(
+    exported: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(storage, "MOST_BYTES", most)
+    adopt(foreign_graph(beside), tmp_path / "onnx")
+    np.testing.assert_allclose(answers(tmp_path / "onnx", "onnxruntime"), answers(exported, "onnxruntime"), rtol=1e-5)
+    manifest = artifact.open_manifest(tmp_path / "onnx", "onnx")
+    assert ("model.onnx.data" in manifest.files) == (most == 0)
+    both = [beside / "theirs.onnx", beside / "theirs.onnx_data"]
+    assert manifest.parents == {"checkpoint": artifact.sha256_of_all(both)}
+    assert artifact.sha256_of_all(both[:1]) == artifact.sha256_of(both[0])
+
+
+@pytest.mark.parametrize(
+    ("torn", "length", "message"),
+    [
+        ("theirs.onnx", 80, r"theirs\.onnx cannot be read: .*Copy it again, with the files of its weights"),
+        ("theirs.onnx_data", 5000, r"theirs\.onnx cannot be read: External data length .* exceeds available data"),
+        ("theirs.onnx_data", None, r"theirs\.onnx cannot be read: .*theirs\.onnx_data, but it "),
+    ],
+)
+def test_a_torn_graph_is_named(beside: Path, tmp_path: Path, torn: str, length: int | None, message: str) -> None:
+    file = beside / torn
+    data = file.read_bytes()
+    file.unlink()
+    if length is not None:
+        file.write_bytes(data[:length])
+    with pytest.raises(ArtifactError, match=message):
+        adopt(foreign_graph(beside), tmp_path / "onnx")
+
+
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.INT8])
 def test_the_precision_is_that_of_the_graph(classifier: Path, tmp_path: Path, precision: Precision) -> None:
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in labelled_rows(160, 4)])
@@ -175,6 +217,8 @@ def test_the_folder_must_hold_one_graph_and_be_another_s(exported: Path, classif
     folder = foreign(exported, tmp_path / "theirs")
     with pytest.raises(ArtifactError, match=r"holds a graph without its checkpoint.*bertfast adopt .*theirs --out DIR"):
         export(folder, tmp_path / "onnx", precision=Precision.BF16)
+    with pytest.raises(ArtifactError, match=r"no manifest.json.* Adopt the graph first: bertfast adopt .*theirs --out"):
+        open_source(folder)
     shutil.copy(folder / "theirs.onnx", folder / "other.onnx")
     with pytest.raises(ArtifactError, match=r"holds other.onnx, theirs.onnx. Give a folder with one"):
         foreign_graph(folder)
