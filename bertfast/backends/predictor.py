@@ -22,6 +22,7 @@ from bertfast.text.tokenizer import Encoded
 _WINDOW = 4096
 
 Input = str | tuple[str, str] | Mapping[str, Any]
+Compute = Callable[[Iterable[Batch]], Iterable[Outputs]]
 Stopwatch = Callable[[str], AbstractContextManager[object]]
 
 
@@ -70,7 +71,7 @@ class Predictor:
     def answer(self, requests: Sequence[Request], encoded: Sequence[Sequence[Encoded]]) -> list[Answer]:
         """Run requests that are already tokenised; answers come in their order."""
         backend = self.backend
-        return answers(backend.run, self.model.task, requests, encoded, self.model.context, group=backend.group)
+        return answers(backend.stream, self.model.task, requests, encoded, self.model.context, group=backend.group)
 
     def close(self) -> None:
         self.backend.close()
@@ -84,8 +85,13 @@ class Predictor:
         self.close()
 
 
+def one_by_one(run: Callable[[Batch], Outputs]) -> Compute:
+    """A model that is given batch after batch."""
+    return lambda batches: map(run, batches)
+
+
 def answers(
-    run: Callable[[Batch], Outputs],
+    compute: Compute,
     task: Task,
     requests: Sequence[Request],
     encoded: Sequence[Sequence[Encoded]],
@@ -97,19 +103,24 @@ def answers(
     """The answers to tokenised requests, in their order.
 
     Args:
-        run: the model: outputs of a batch as float32 arrays.
+        compute: the model: the outputs of batches as float32 arrays, in their order.
         encoded: the sequences of each request.
         group: the places of the sequences of each batch, from the lengths of all sequences.
-        watch: times what happens around `run`: `tokenize` (padding too) and `decode`.
+        watch: times what happens around the model: `tokenize` (padding too) and `decode`.
     """
     sequences = [sequence for windows in encoded for sequence in windows]
     pieces: list[Any] = [None] * len(sequences)
-    for indices in group([len(item) for item in sequences]):
-        rows = [sequences[i] for i in indices]
-        with watch("tokenize"):
-            batch = pad(rows, context.tokenizer.pad_id)
-        outputs = run(batch)
+    groups = list(group([len(item) for item in sequences]))
+
+    def batches() -> Iterator[Batch]:
+        for indices in groups:
+            with watch("tokenize"):
+                batch = pad([sequences[i] for i in indices], context.tokenizer.pad_id)
+            yield batch
+
+    for indices, outputs in zip(groups, compute(batches()), strict=True):
         with watch("decode"):
+            rows = [sequences[i] for i in indices]
             for i, piece in zip(indices, task.decode(outputs, rows, context), strict=True):
                 pieces[i] = piece
     with watch("decode"):

@@ -116,6 +116,19 @@ class Backend(ABC):
         """upload, execute and download in one."""
         return self.download(self.execute(self.upload(batch)))
 
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Arrays]:
+        """The outputs of batch after batch. Where `execute` returns early, the next batch is made and uploaded, and the
+        outputs of the last one are used, while one is computed."""
+        computed = None
+        for batch in batches:
+            inputs = self.upload(batch)
+            done = None if computed is None else self.download(computed)
+            computed = self.execute(inputs)
+            if done is not None:
+                yield done
+        if computed is not None:
+            yield self.download(computed)
+
     def __enter__(self) -> Self:
         return self
 

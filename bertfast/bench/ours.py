@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertfast import artifact
-from bertfast.backends.predictor import Predictor, answers
+from bertfast.backends.predictor import Predictor, answers, one_by_one
 from bertfast.backends.predictor import load as open_predictor
 from bertfast.backends.profiles import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from bertfast.backends.protocol import Arrays
@@ -53,7 +53,9 @@ class Ours:
             return group_by_budget(lengths, *budget, in_order=in_order)
 
         run = partial(self._run, watch)
-        return answers(run, self.model.task, requests, encoded, self.model.context, group=group, watch=watch)
+        return answers(
+            one_by_one(run), self.model.task, requests, encoded, self.model.context, group=group, watch=watch
+        )
 
     def lengths(self, requests: Sequence[Request]) -> list[list[int]]:
         return [[len(sequence) for sequence in sequences] for sequences in self.encode(requests)]

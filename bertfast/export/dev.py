@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bertfast.backends import Backend, ServedModel
-from bertfast.backends.predictor import answers
+from bertfast.backends.predictor import Compute, answers, one_by_one
 from bertfast.backends.profiles import by_length
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.config import Config, Precision, ShapeProfile
@@ -40,7 +40,7 @@ class DevRows:
         self.requests = [example.request for example in examples]
         self.golds = [example.gold for example in examples]
         self.encoded = self.task.encode(self.requests, self.context)
-        self.wanted = self._answers(source.run)
+        self.wanted = self._answers(source.stream)
         self.points = self._points(self.wanted)
         if math.isnan(self.points):
             raise DataError(
@@ -49,11 +49,11 @@ class DevRows:
 
     def drop(self, run: Callable[[Batch], Outputs]) -> float:
         """Points of the metric that a model loses against the checkpoint."""
-        return self.points - self._points(self._answers(run))
+        return self.points - self._points(self._answers(one_by_one(run)))
 
     def compare(self, backend: Backend) -> Loss:
         """Points and flips in a runtime."""
-        found, decision = self._answers(backend.run, backend.profiles), self.task.decision
+        found, decision = self._answers(backend.stream, backend.profiles), self.task.decision
         flips = (
             None
             if decision is None
@@ -61,9 +61,9 @@ class DevRows:
         )
         return Loss(drop=self.points - self._points(found), flips=flips)
 
-    def _answers(self, run: Callable[[Batch], Outputs], profiles: Sequence[ShapeProfile] = ()) -> list[Answer]:
+    def _answers(self, compute: Compute, profiles: Sequence[ShapeProfile] = ()) -> list[Answer]:
         group = partial(by_length, profiles=profiles)
-        return answers(run, self.task, self.requests, self.encoded, self.context, group=group)
+        return answers(compute, self.task, self.requests, self.encoded, self.context, group=group)
 
     def _points(self, found: Sequence[Answer]) -> float:
         metrics = self.task.score(found, self.golds)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bertfast.backends.predictor import answers
+from bertfast.backends.predictor import answers, one_by_one
 from bertfast.backends.protocol import Arrays
 from bertfast.config import FinetuneConfig
 from bertfast.errors import ConfigError, DataError
@@ -271,7 +271,7 @@ def _evaluate(model: nn.Module, *, exam: Exam, in_use: VocabularyInUse, logs: Pa
         return {name: outputs[name].float().cpu().numpy() for name in exam.task.outputs}
 
     model.eval()
-    found = answers(run, exam.task, exam.requests, exam.encoded, exam.context)
+    found = answers(one_by_one(run), exam.task, exam.requests, exam.encoded, exam.context)
     model.train()
     metrics = exam.task.score(found, exam.golds) | {"truncated": sum("truncated" in answer for answer in found)}
     for name, text in exam.task.tables(found, exam.golds).items():
