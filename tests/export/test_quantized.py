@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from bertfast import artifact
-from bertfast.backends import open_backend, open_served
+from bertfast.backends import onnx_runtime, open_backend, open_served
 from bertfast.backends.predictor import load
 from bertfast.backends.pytorch import TorchBackend
 from bertfast.cli import app
@@ -177,6 +178,23 @@ def test_what_loses_too_much_is_not_published(
     with pytest.raises(AccuracyError, match=r"int8 loses 5\.00 points at the least"):
         export(classifier, tmp_path / "int8", precision=Precision.INT8, plan=plan)
     assert not (tmp_path / "int8").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [("avx2 avx512f avx512_vnni", False), ("avx_vnni", False), ("avx512f avx512_bf16", True), (None, True)],
+)
+def test_exact_kernels_are_asked_for_where_the_others_overflow(
+    made: tuple[Path, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, exact: bool
+) -> None:
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu sse {flags}\n")
+    monkeypatch.setattr(onnx_runtime, "_CPU", tmp_path / "cpuinfo")
+    with open_backend(open_served(made[0]), "onnxruntime") as backend:
+        assert isinstance(backend, onnx_runtime.OnnxRuntimeBackend)
+        options = backend.session.get_session_options()
+        with nullcontext() if exact else pytest.raises(RuntimeError, match="does not have configuration"):
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_restored_products_stay_in_float(classifier: Path, texts: Path, tmp_path: Path) -> None:
