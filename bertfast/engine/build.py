@@ -59,7 +59,7 @@ def open_source(path: Path) -> Source:
     if manifest.kind not in ("onnx", "engine") or manifest.precision is None:
         remedy = f"Export it first: bertfast export {path} --out DIR" if manifest.kind == "checkpoint" else ""
         raise ArtifactError(f"{path} is a '{manifest.kind}', and an engine is built from an 'onnx' artefact. {remedy}")
-    engine = EngineRecord.parse(manifest.settings["engine"], str(path)) if manifest.kind == "engine" else None
+    engine = EngineRecord.parse(manifest.settings.get("engine", {}), str(path)) if manifest.kind == "engine" else None
     onnx = engine.onnx if engine else str(manifest.settings.get("engine_onnx", ONNX_FILE))
     made = {plan.file for plan in engine.plans} if engine else set()
     files = [name for name in manifest.files if name not in made and (".onnx" not in name or name.startswith(onnx))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,9 +47,9 @@ def linear_and_source(
     kind: Format, device: str = "cpu", tokens: int = 5
 ) -> tuple[EightBitLinear, nn.Linear, torch.Tensor]:
     torch.manual_seed(0)
-    linear = nn.Linear(64, 48)
+    linear = nn.Linear(64, 48).bfloat16()
     inputs = torch.randn(2, tokens, 64) * torch.logspace(-2, 2, tokens)[:, None]  # tokens of very unequal sizes
-    return EightBitLinear(linear.to(device, torch.bfloat16), kind), linear.float().cpu(), inputs.bfloat16()
+    return EightBitLinear(deepcopy(linear).to(device), kind), linear.float(), inputs.bfloat16()
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 8, 9, 40])
