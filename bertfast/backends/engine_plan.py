@@ -145,6 +145,9 @@ def read_engine(path: Path) -> tuple[artifact.Manifest, EngineRecord]:
     """
     manifest = artifact.read_manifest(path, "engine")
     record = EngineRecord.parse(manifest.settings.get("engine", {}), f"{path / artifact.MANIFEST}: engine")
+    onnx = manifest.files.get(record.onnx)
+    if onnx is None or onnx.sha256 != record.onnx_sha256:
+        raise ArtifactError(f"{path / artifact.MANIFEST} names another graph than {record.onnx} is. Make it anew.")
     plans = {plan.file for plan in record.plans}
     for name, file in manifest.files.items():
         if name not in plans:
