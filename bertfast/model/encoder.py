@@ -6,7 +6,6 @@ packed batch, several sequences: N in all, with K boundaries (see `bertfast.text
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, cast
 
 import torch
@@ -16,11 +15,12 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast.config import ModelConfig
+from bertfast.model.dropout import Dropout, attention_with_dropout, draws_words
+from bertfast.model.padding import Places
 
 # What a masked key adds to its score, as in the reference. It underflows to an exact 0 after the softmax in every
 # precision, stays finite in fp16, and a row that is all padding gives numbers, not NaN.
 MASKED_SCORE = -1e4
-_INT64_MIN = -(2**63)
 
 
 def activation(name: str) -> nn.Module:
@@ -32,50 +32,6 @@ def activation(name: str) -> nn.Module:
     return nn.GELU(approximate="tanh")
 
 
-class Dropout(nn.Dropout):
-    """Dropout that draws its random numbers many at a time where that is faster (see `draws_words`)."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        if not draws_words(values, self.p if self.training else 0.0):
-            return super().forward(values)
-        return scale_kept(values, keep_mask(values, self.p), self.p)
-
-
-def draws_words(values: Tensor, dropout: float) -> bool:
-    """Whether dropout of these values is to draw whole words: eagerly on a CPU, where torch draws one number after
-    the other, which takes a fifth of a training step (benchmarks/LOG.md)."""
-    return dropout > 0 and values.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def keep_mask(values: Tensor, dropout: float) -> Tensor:
-    """bool of the shape of `values`, False with a probability of `dropout` (rounded to 1 / 65,536).
-
-    Every 64-bit word of torch's generator is cut into four numbers.
-    """
-    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_INT64_MIN, None)
-    numbers = words.view(torch.int16)[: values.numel()].view(values.shape)
-    return numbers >= round(dropout * 2**16) - 2**15
-
-
-def scale_kept(values: Tensor, keep: Tensor, dropout: float) -> Tensor:
-    """What is kept, scaled so that its mean stays, in one pass (which torch has as the gradient of its dropout)."""
-    return cast(Tensor, torch.ops.aten.native_dropout_backward(values, keep, 1 / (1 - dropout)))
-
-
-def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Tensor, dropout: float) -> Tensor:
-    """`scaled_dot_product_attention` for `draws_words`; [B, A, S, D], with `scores` added before the softmax.
-
-    torch's own form with dropout also looks for rows that attend to nothing; ours always attend to something.
-    """
-    (batch, heads), scale = query.shape[:2], 1 / math.sqrt(query.shape[-1])
-    added = scores.expand(batch, heads, -1, -1).flatten(0, 1)
-    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    with torch.autocast(query.device.type, enabled=False):  # it would turn the probabilities to fp32 and back
-        probabilities = torch.softmax(torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale), dim=-1)
-        kept = scale_kept(probabilities, keep_mask(probabilities, dropout), dropout)
-        return torch.bmm(kept, value).view(batch, heads, *query.shape[1:])
-
-
 class Visibility(NamedTuple):
     """Which tokens attend to which: by what is added to their scores, or by the boundaries of the sequences.
 
@@ -84,12 +40,14 @@ class Visibility(NamedTuple):
         cu_seqlens: int32 [K].
         max_seqlen: the most tokens between two boundaries.
         sequence_starts: int64 [N], the first token of each sequence of a packed batch.
+        places: where the tokens stand beside padding, in a batch whose padding was left out.
     """
 
     scores: Tensor | None
     cu_seqlens: Tensor | None = None
     max_seqlen: int = 0
     sequence_starts: Tensor | None = None
+    places: Places | None = None
 
 
 class BertEmbeddings(nn.Module):
@@ -120,26 +78,43 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BSH: Tensor, visible: Visibility, asking: Tensor) -> Tensor:
-        asked = ((self.query, asking), (self.key, hidden_BSH), (self.value, hidden_BSH))
-        query, key, value = (
-            part(states).view(*states.shape[:2], self.num_heads, self.head_size) for part, states in asked
-        )
-        first_only = asking is not hidden_BSH
+        states, computed_in = hidden_BSH, _computed_in(hidden_BSH)
+        hidden_BSH = states.to(computed_in)  # once for all three, which autocast would not see
+        asked = hidden_BSH if asking is states else asking.to(computed_in)
+        query, key, value = self.query(asked), self.key(hidden_BSH), self.value(hidden_BSH)
         if visible.cu_seqlens is not None:
-            query, key, value = (heads.flatten(0, 1) for heads in (query, key, value))
-            of_keys, longest = visible.cu_seqlens, visible.max_seqlen
-            of_queries, most = (_one_each(query), 1) if first_only else (of_keys, longest)
-            bounds = of_queries, of_keys[: len(of_queries)]
-            context = cast(Tensor, varlen_attn(query, key, value, *bounds, most, longest))
-            return context.view(asking.shape)
+            return self._by_boundaries(query, key, value, visible)
         assert visible.scores is not None
+        first_only = asking is not states
+        if (places := visible.places) is not None:
+            ask = self._in_heads(query, len(visible.scores)) if first_only else places.heads_with_padding(query)
+            key, value = places.heads_with_padding(key), places.heads_with_padding(value)
+            context = self._attend(ask, key, value, visible.scores)
+            return context.reshape(asking.shape) if first_only else places.heads_of_tokens(context)
         packed = visible.sequence_starts is not None
         scores = visible.scores[:, :, visible.sequence_starts] if first_only and packed else visible.scores
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        rows = len(hidden_BSH)
+        query, key, value = (self._in_heads(part, rows) for part in (query, key, value))
+        context = self._attend(query, key, value, scores)
+        return context.transpose(1, 2).flatten(2)
+
+    def _in_heads(self, states: Tensor, rows: int) -> Tensor:
+        """[rows, A, tokens, D]"""
+        return states.view(rows, -1, self.num_heads, self.head_size).transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
         dropout = self.dropout_prob if self.training else 0.0
         attend = attention_with_dropout if draws_words(query, dropout) else functional.scaled_dot_product_attention
-        context_BASD = attend(query, key, value, scores.to(query.dtype), dropout)
-        return context_BASD.transpose(1, 2).flatten(2)
+        return attend(query, key, value, scores.to(query.dtype), dropout)
+
+    def _by_boundaries(self, query: Tensor, key: Tensor, value: Tensor, visible: Visibility) -> Tensor:
+        of_keys, longest = visible.cu_seqlens, visible.max_seqlen
+        assert of_keys is not None
+        shape = query.shape
+        query, key, value = (part.view(-1, self.num_heads, self.head_size) for part in (query, key, value))
+        of_queries, most = (of_keys, longest) if len(query) == len(key) else (_one_each(query), 1)
+        bounds = of_queries, of_keys[: len(of_queries)]
+        return cast(Tensor, varlen_attn(query, key, value, *bounds, most, longest)).view(shape)
 
 
 def _one_each(query_NAD: Tensor) -> Tensor:
@@ -260,6 +235,8 @@ class BertModel(nn.Module):
         batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
+        if self.training and cu_seqlens is None and leaves_padding_out(attention_mask):
+            return self._without_padding(input_ids, attention_mask, token_type_ids, first_only)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if cu_seqlens is None:
@@ -272,6 +249,21 @@ class BertModel(nn.Module):
             visible = Visibility(masked.to(hidden.dtype) * MASKED_SCORE, sequence_starts=sequence_starts)
         hidden = cast(Tensor, self.encoder(hidden, visible, first_only))
         return hidden.transpose(0, 1) if first_only and cu_seqlens is not None else hidden
+
+    def _without_padding(self, input_ids: Tensor, mask_BS: Tensor, token_type_ids: Tensor, first_only: bool) -> Tensor:
+        """`forward` of a padded batch, with nothing computed for its padding; there the hidden states are 0."""
+        places = Places(mask_BS, self.config.num_attention_heads)
+        ids, types = (values.flatten()[places.real_T][None] for values in (input_ids, token_type_ids))
+        hidden = self.embeddings(ids, types, places.real_T[None] % mask_BS.shape[1])
+        scores = (1 - mask_BS)[:, None, None, :].to(hidden.dtype) * MASKED_SCORE
+        visible = Visibility(scores, sequence_starts=places.first_B, places=places)
+        hidden = cast(Tensor, self.encoder(hidden, visible, first_only))
+        return hidden.transpose(0, 1) if first_only else places.with_padding(hidden)
+
+
+def leaves_padding_out(attention_mask: Tensor) -> bool:
+    """Whether padding is left out of a padded batch in training: eagerly, on a CPU, which needs no fixed shapes."""
+    return attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:

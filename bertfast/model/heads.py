@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.config import ModelConfig
-from bertfast.model.encoder import BertModel, Dropout, activation, sequence_numbers
+from bertfast.model.dropout import Dropout
+from bertfast.model.encoder import BertModel, activation, sequence_numbers
 
 VOCABULARY_MULTIPLE = 64
 SHORTEST = 1e-6  # a vector is divided by no smaller length: above 0 in fp16 too

@@ -23,15 +23,19 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 Settings = TypeVar("Settings", bound=TrainConfig)
 
 
-def resolve(config: Settings, steps: int) -> Settings:
+def resolve(config: Settings, steps: int, *, static_shapes: bool = True) -> Settings:
     """The settings with every `auto` decided for this machine and this number of steps, so that a run that goes on
-    elsewhere goes on in the same way or is refused."""
+    elsewhere goes on in the same way or is refused.
+
+    Args:
+        static_shapes: whether all micro-batches have the same shapes.
+    """
     device = choose_device(config)
     return config.model_copy(
         update={
             "device": device.type,
             "precision": choose_precision(config, device),
-            "compile": compile_wanted(config, steps),
+            "compile": compile_wanted(config, steps, eager_wins=device.type == "cpu" and not static_shapes),
             "workers": choose_workers(config, device),
             "deterministic": device.type == "cpu" if config.deterministic == "auto" else config.deterministic,
         }
@@ -102,9 +106,14 @@ def make_deterministic(config: TrainConfig, device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def compile_wanted(config: TrainConfig, steps: int) -> bool:
-    """Whether to compile: as asked, and with `auto` where there is a C++ compiler and the run is long enough."""
-    if config.compile is False or (config.compile == "auto" and steps < COMPILE_MIN_STEPS):
+def compile_wanted(config: TrainConfig, steps: int, *, eager_wins: bool = False) -> bool:
+    """Whether to compile: as asked, and with `auto` where there is a C++ compiler and the run is long enough.
+
+    Args:
+        eager_wins: whether `auto` is eager however long the run is: on a CPU batches of many shapes are computed
+            without padding, and what is compiled computes it (benchmarks/LOG.md).
+    """
+    if config.compile is False or (config.compile == "auto" and (eager_wins or steps < COMPILE_MIN_STEPS)):
         return False
     if cpp_compiler() is None:
         warnings.warn(

@@ -114,7 +114,7 @@ def finetune(
     if teacher is not None:
         refuse_other_teacher(teacher, task, context)
     steps = total_steps(steps_per_epoch(features, config), config)
-    config = resolve(config, steps)
+    config = resolve(config, steps, static_shapes=FinetuneSource.static_shapes)
     parents = {"start": start.sha256} | ({"teacher": teacher.sha256} if teacher else {})
     identity = _identity(start, task, lesson, config) | {
         "teacher": parents.get("teacher"),

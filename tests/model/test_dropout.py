@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bertfast.model.encoder import Dropout, attention_with_dropout, keep_mask
+from bertfast.model.dropout import Dropout, attention_with_dropout, keep_bits
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
@@ -20,7 +20,7 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_rest(dropout: float, dty
 
 def test_every_place_is_drawn_anew_and_alone() -> None:
     torch.manual_seed(0)
-    dropped = torch.stack([~keep_mask(torch.empty(4096), 0.25) for _ in range(200)]).double()
+    dropped = torch.stack([1 - keep_bits(torch.empty(4096), 0.25) for _ in range(200)]).double()
     assert dropped.mean(0).sub(0.25).abs().max() < 0.15  # five deviations of one place
     together = (dropped[:, :-1] * dropped[:, 1:]).mean() - dropped.mean() ** 2
     assert abs(together) < 2e-3
@@ -32,6 +32,14 @@ def test_the_gradient_passes_where_the_value_did() -> None:
     dropped.sum().backward()
     assert values.grad is not None
     assert torch.equal(values.grad, (dropped != 0) * 2.0)
+
+
+def test_a_transposed_gradient_is_dropped_in_its_places() -> None:
+    values = torch.randn(5, 8, requires_grad=True)
+    dropped = Dropout(0.5).train()(values)
+    weights = torch.randn(8, 5)
+    (dropped.T * weights).sum().backward()
+    assert torch.equal(values.grad, torch.where(dropped != 0, 2 * weights.T, 0))
 
 
 def test_the_seed_decides_and_evaluation_drops_nothing() -> None:

@@ -24,7 +24,8 @@ from bertfast.text.batch import IGNORE_INDEX, Batch, TrainingBatch
 from bertfast.text.corpus import Corpus
 from bertfast.text.instances import InstanceSource
 from bertfast.train import loop
-from bertfast.train.device import compile_wanted
+from bertfast.train.compiler import cpp_compiler
+from bertfast.train.device import compile_wanted, resolve
 from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
 from bertfast.train.optimizer import make_optimizer
@@ -371,6 +372,14 @@ def test_without_a_compiler_training_runs_eagerly_with_one_warning(
 def test_short_runs_are_not_compiled() -> None:
     assert not compile_wanted(TrainConfig(), steps=50)
     assert not compile_wanted(TrainConfig(compile=False), steps=10**6)
+
+
+def test_on_a_cpu_batches_of_many_shapes_are_not_compiled_by_themselves() -> None:
+    config = TrainConfig(device="cpu")
+    assert resolve(config, 10**6, static_shapes=False).compile is False
+    assert resolve(config, 10**6).compile is (cpp_compiler() is not None)
+    asked = config.model_copy(update={"compile": True})
+    assert resolve(asked, 10**6, static_shapes=False).compile is (cpp_compiler() is not None)
 
 
 @pytest.mark.slow
