@@ -105,7 +105,7 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     dev = prepare(suite.dev, options.data, out / "dev")
     model = make_model(suite, options.data, dev, out / "model")
     plan = BenchPlan(
-        artefacts=(model, *exports(model, out, out / "train.jsonl" if suite.train else dev)),
+        artefacts=(model, *exports(model, out, calibrated(suite, out / "train.jsonl", dev))),
         data=dev,
         command=measured["command"],
         commit=measured["commit"],
@@ -118,7 +118,14 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     return out / "report"
 
 
-def exports(model: Path, out: Path, calibration: Path) -> list[Path]:
+def calibrated(suite: Suite, train: Path, dev: Path) -> ExportPlan:
+    """How INT8 is made: of random weights it has a speed alone, and is made in the quickest way."""
+    if suite.train is None:
+        return ExportPlan(calibration=dev, calibration_rows=100, rounding="nearest")
+    return ExportPlan(calibration=train)
+
+
+def exports(model: Path, out: Path, for_int8: ExportPlan) -> list[Path]:
     """The model in every precision that some runtime of this machine may multiply in; what it would only emulate has no
     speed to be measured (see precisions.py for its accuracy)."""
     made = []
@@ -126,7 +133,7 @@ def exports(model: Path, out: Path, calibration: Path) -> list[Path]:
         served = replace(open_served(model), kind="onnx", precision=precision)
         if not backends_for(served):
             continue
-        plan = ExportPlan(calibration=calibration if precision is Precision.INT8 else None)
+        plan = for_int8 if precision is Precision.INT8 else ExportPlan()
         export(model, out / precision.value, precision=precision, plan=plan, overwrite=True, notify=say)
         made.append(out / precision.value)
     return made
