@@ -1,12 +1,23 @@
-"""OpenVINO on the CPU, told to keep fp32 where fp32 was promised (its own default is bf16 where the CPU has it)."""
+"""OpenVINO on the CPU, told to keep fp32 where fp32 was promised (its own default is bf16 where the CPU has it).
+
+Batches that come in a stream are computed beside each other, as many as OpenVINO thinks best: threads that share a
+small batch wait for each other after every product (benchmarks/LOG.md).
+"""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 import openvino
 
+from bertfast import artifact
 from bertfast.backends.protocol import Arrays, Backend, Executed
 from bertfast.backends.served import ServedModel
 from bertfast.config import Precision
@@ -19,26 +30,53 @@ _PRODUCTS = ("FullyConnected", "MatMul", "ScaledDotProductAttention")
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
+Run = Callable[[Batch], Arrays]
+
+
 class OpenVinoBackend(Backend):
-    """An exported graph compiled by OpenVINO's CPU plugin."""
+    """An exported graph compiled by OpenVINO's CPU plugin: for a single batch on all threads and, when it is first
+    asked for a stream of them, once more for batches beside each other."""
 
     name = "openvino"
 
     def __init__(self, model: ServedModel, threads: int | None) -> None:
-        core = openvino.Core()
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS.get(model.precision) or _around(core),
-        }
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        self.model, self.threads, self.outputs = model, threads, model.task.outputs
+        self.overlaps = (threads or int(artifact.hardware()["cores"])) > 1
+        self.request = self._compiled("LATENCY").create_infer_request()
+
+    def _compiled(self, hint: str) -> openvino.CompiledModel:
+        core, file = openvino.Core(), self.model.path / self.model.file
+        precision = _HINTS.get(self.model.precision) or _around(core)
+        settings = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
+        if self.threads:
+            settings["INFERENCE_NUM_THREADS"] = str(self.threads)
         try:
-            self.compiled = core.compile_model(model.path / model.file, "CPU", settings)
+            compiled = core.compile_model(file, "CPU", settings)
         except RuntimeError as error:
-            raise BackendError(f"openvino cannot load {model.path / model.file}: {error}") from None
-        self.request = self.compiled.create_infer_request()
-        self.outputs = model.task.outputs
-        self.hold_precision(_executed(self.compiled), model.precision, model.int8_weights)
+            raise BackendError(f"openvino cannot load {file}: {error}") from None
+        self.hold_precision(_executed(compiled), self.model.precision, self.model.int8_weights)
+        return compiled
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Arrays]:
+        source = iter(batches)
+        first = list(islice(source, 2))
+        if len(first) < 2 or not self.overlaps:
+            return map(self.run, chain(first, source))
+        return in_order(*self._beside, chain(first, source))
+
+    @cached_property
+    def _beside(self) -> tuple[Run, int]:
+        """`run` for several threads at a time, and for how many."""
+        compiled = self._compiled("THROUGHPUT")
+        of_thread = threading.local()
+
+        def run(batch: Batch) -> Arrays:
+            if not hasattr(of_thread, "request"):
+                of_thread.request = compiled.create_infer_request()
+            of_thread.request.infer(self.upload(batch), share_inputs=True)
+            return self.download(of_thread.request)
+
+        return run, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
         return dict(batch.arrays)
@@ -49,6 +87,22 @@ class OpenVinoBackend(Backend):
 
     def download(self, outputs: openvino.InferRequest) -> Arrays:
         return {name: np.array(outputs.get_tensor(name).data, np.float32) for name in self.outputs}
+
+
+def in_order(run: Run, workers: int, batches: Iterable[Batch]) -> Iterator[Arrays]:
+    """The outputs of batches in their order, with so many computed at a time and one more made ready."""
+    running: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for batch in batches:
+                running.append(pool.submit(run, batch))
+                if len(running) > workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _around(core: openvino.Core) -> str:

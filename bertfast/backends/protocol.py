@@ -80,6 +80,7 @@ class Backend(ABC):
         precision: what the matrix products execute in, as read back from the runtime when the model was loaded.
         emulated: whether it has no kernels for the precision and computes its numbers in fp32: they tell the accuracy,
             and the speed tells nothing.
+        overlaps: whether `stream` computes several batches at a time.
         batch_cost_tokens: what a batch costs beside its tokens, in tokens; batches are cut accordingly.
         profiles: the shapes that it takes; any, where there are none.
     """
@@ -87,6 +88,7 @@ class Backend(ABC):
     name: str
     precision: Precision
     emulated = False
+    overlaps = False
     profiles: tuple[ShapeProfile, ...] = ()
     batch_cost_tokens = BATCH_COST_TOKENS
 

@@ -35,18 +35,21 @@ Answer = dict[str, Any]
 
 
 class Watch:
-    """Adds up the seconds of each phase: `with watch("compute"): ...`. One phase is not inside another."""
+    """Adds up the seconds of each phase: `with watch("compute"): ...`. What is inside another phase is not in that."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.phases_s: dict[str, float] = {}
         self.padded_tokens = 0
+        self._inside_s = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start_s = self.clock()
+        start_s, before_s, self._inside_s = self.clock(), self._inside_s, 0.0
         yield
-        self.phases_s[phase] = self.phases_s.get(phase, 0.0) + self.clock() - start_s
+        elapsed_s = self.clock() - start_s
+        self.phases_s[phase] = self.phases_s.get(phase, 0.0) + elapsed_s - self._inside_s
+        self._inside_s = before_s + elapsed_s
 
     def count(self, padded_tokens: int) -> None:
         """Tell of a batch how many tokens it has, padding included. A candidate that cannot know leaves it out."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertfast import artifact
-from bertfast.backends.predictor import Predictor, answers, one_by_one
+from bertfast.backends.predictor import Predictor, answers
 from bertfast.backends.predictor import load as open_predictor
 from bertfast.backends.profiles import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
 from bertfast.backends.protocol import Arrays
@@ -52,9 +52,9 @@ class Ours:
             budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
             return group_by_budget(lengths, *budget, in_order=in_order)
 
-        run = partial(self._run, watch)
+        compute = self._overlapping if self.backend.overlaps else self._apart
         return answers(
-            one_by_one(run), self.model.task, requests, encoded, self.model.context, group=group, watch=watch
+            partial(compute, watch), self.model.task, requests, encoded, self.model.context, group=group, watch=watch
         )
 
     def lengths(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -70,14 +70,32 @@ class Ours:
 
         return compute
 
-    def _run(self, watch: Watch, batch: Batch) -> Arrays:
+    def _apart(self, watch: Watch, batches: Iterable[Batch]) -> Iterator[Arrays]:
         """Each phase ends when its work is done, not when it is asked for."""
-        watch.count(batch.input_ids.size)
-        with watch("upload"):
-            inputs = self.backend.upload(batch)
-            self.synchronize()
-        with watch("compute"):
-            outputs = self.backend.execute(inputs)
-            self.synchronize()
-        with watch("download"):
-            return self.backend.download(outputs)
+        for batch in batches:
+            watch.count(batch.input_ids.size)
+            with watch("upload"):
+                inputs = self.backend.upload(batch)
+                self.synchronize()
+            with watch("compute"):
+                outputs = self.backend.execute(inputs)
+                self.synchronize()
+            with watch("download"):
+                arrays = self.backend.download(outputs)
+            yield arrays
+
+    def _overlapping(self, watch: Watch, batches: Iterable[Batch]) -> Iterator[Arrays]:
+        """As `predict` does it. Copies happen while something is computed: waiting for all of it is `compute`."""
+
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                watch.count(batch.input_ids.size)
+                yield batch
+
+        computed = self.backend.stream(counted())
+        while True:
+            with watch("compute"):
+                arrays = next(computed, None)
+            if arrays is None:
+                return
+            yield arrays

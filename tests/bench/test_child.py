@@ -63,6 +63,21 @@ def bench_of(device: Callable[[FakeClock], Any], rows: int = 4, **options: Any) 
     return bench, candidate
 
 
+def test_a_phase_inside_another_is_not_in_that_one() -> None:
+    clock = FakeClock()
+    watch = Watch(clock)
+    with watch("compute"):
+        clock.wait(1)
+        with watch("tokenize"):
+            clock.wait(2)
+            with watch("decode"):
+                clock.wait(4)
+        clock.wait(8)
+    with watch("compute"):
+        clock.wait(16)
+    assert watch.phases_s == {"compute": 25, "tokenize": 2, "decode": 4}
+
+
 def test_a_known_time_is_measured_exactly_and_phase_by_phase() -> None:
     bench, _ = bench_of(Device)
     run = bench.offline(in_order=False, batch_size=2)

@@ -52,6 +52,19 @@ def test_batches_are_of_similar_length_or_in_order_and_the_answers_are_the_same(
         assert set(watch.phases_s) == {"tokenize", "upload", "compute", "download", "decode"}
 
 
+def test_batches_that_are_computed_at_a_time_are_timed_together(exported: Path) -> None:
+    candidate = load({"model": str(exported), "backend": "openvino", "threads": 2, "settings": {}})
+    with bertfast.load(exported, "openvino") as model:
+        expected = model.predict(REQUESTS)
+    watch, start_s = Watch(time.perf_counter), time.perf_counter()
+    answers = candidate.answer(REQUESTS, watch, in_order=False, batch_size=4)
+    elapsed_s = time.perf_counter() - start_s
+    assert [a["score"] for a in answers] == pytest.approx([a["score"] for a in expected], abs=1e-5)
+    assert set(watch.phases_s) == {"tokenize", "compute", "decode"}
+    assert sum(watch.phases_s.values()) < elapsed_s
+    assert watch.padded_tokens >= sum(length for (length,) in candidate.lengths(REQUESTS))
+
+
 def test_a_phase_ends_when_its_work_is_done(ours: tuple[Ours, list[Batch]]) -> None:
     """A device that only asks for the work: what it takes shows at the next `synchronize`, in the phase that asked."""
     candidate, _ = ours
