@@ -150,8 +150,6 @@ def _configure(
         config.builder_optimization_level = recipe.optimization_level
     if recipe.workspace_bytes is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
-    if recipe.version_compatible:
-        config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.hardware_compatibility == "ampere_plus":
         config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
     if recipe.hardware_compatibility == "same_compute_capability":

@@ -130,15 +130,13 @@ def test_every_option_of_a_recipe_reaches_the_library(exported: Path) -> None:
     network = read_network("tensorrt-rtx", exported / "model.onnx")
     trt = network.library
     short, long = (ShapeProfile(batch=(1, 2, 4), length=lengths) for lengths in ((1, 16, 32), (33, 48, 64)))
-    options = {"version_compatible": True, "optimization_level": 5, "workspace_bytes": 2**28, "timing_cache": True}
+    options = {"optimization_level": 5, "workspace_bytes": 2**28, "timing_cache": True}
     recipe = Recipe(library="tensorrt", profiles=(short, long), **options)
     config = _configure(network, recipe, recipe.profiles, None)
-    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert (config.builder_optimization_level, config.num_optimization_profiles) == (5, 2)
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**28
     plain = _configure(network, Recipe(library="tensorrt", profiles=(short,)), (short,), "SM89")
     assert not plain.get_flag(trt.BuilderFlag.TF32)  # fp32 is no 19 bit format
-    assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert plain.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert (plain.num_compute_capabilities, plain.get_compute_capability(0)) == (1, trt.ComputeCapability.SM89)
 
