@@ -47,7 +47,7 @@ class Product:
     """A matrix product of a network.
 
     Attributes:
-        operands: the format of what it multiplies, such as `int8` where both operands are dequantised.
+        operands: the format of what it multiplies, such as `int8` where both operands are dequantised from it.
         around: the format of its result, such as `float`.
         weights: how many weights it multiplies by; 0 where both operands are computed.
     """
@@ -99,18 +99,20 @@ def products(network: Network) -> list[Product]:
     """The matrix products of a network, in its order."""
     library, definition = network.library, network.definition
     layers: list[trt.ILayer] = [definition.get_layer(number) for number in range(definition.num_layers)]
-    quantized = {
-        layer.get_output(0).name: layer.get_input(0).dtype.name.lower()
-        for layer in layers
-        if layer.type == library.LayerType.DEQUANTIZE
-    }
+    quantized: dict[str, str | None] = {}
     found = []
     for layer in layers:
+        if layer.type == library.LayerType.DEQUANTIZE:
+            quantized[layer.get_output(0).name] = layer.get_input(0).dtype.name.lower()
+        if layer.type == library.LayerType.SHUFFLE:  # the parser gives weights the rank of their inputs
+            quantized[layer.get_output(0).name] = quantized.get(layer.get_input(0).name)
         if layer.type == library.LayerType.MATRIX_MULTIPLY:
             left, right = layer.get_input(0), layer.get_input(1)
             around = left.dtype.name.lower()
+            steps = {quantized.get(left.name), quantized.get(right.name)}
+            operands = steps.pop() if len(steps) == 1 else None
             weights = math.prod(right.shape) if min(right.shape) > 0 else 0
-            found.append(Product(layer.name, quantized.get(left.name, around), around, weights))
+            found.append(Product(layer.name, operands or around, around, weights))
     return found
 
 

@@ -16,7 +16,8 @@ from bertfast.backends.engine_plan import read_engine
 from bertfast.backends.gpu import Gpu
 from bertfast.backends.library import load_library
 from bertfast.config import ShapeProfile
-from bertfast.engine.build import _FIRST_TARGET, _FORMATS
+from bertfast.engine.build import _FIRST_TARGET, _FORMATS, build, open_source
+from bertfast.engine.inspect import read_graph
 from bertfast.engine.library import Product, _configure, build_plan, cuda_version, describe_plan, products, read_network
 from bertfast.engine.recipe import TARGETS, Recipe
 from bertfast.errors import BackendError, EngineError
@@ -75,6 +76,20 @@ def test_the_first_target_of_each_format_is_what_the_library_builds_for(
         else:
             with pytest.raises(EngineError, match=f"no plan for {target} was built: .*Error"):
                 build_plan(network, recipe, recipe.profiles, target, b"")
+
+
+@pytest.mark.parametrize("plain", [0, 1])
+def test_a_product_with_one_plain_operand_is_not_in_eight_bits(plain: int, tmp_path: Path) -> None:
+    """Weights in INT8 whose inputs are not quantised are stored in INT8 and multiplied in fp16."""
+    file = product("int8", "half", tmp_path / "product.onnx")
+    model = onnx.load(file)
+    (matmul,) = [node for node in model.graph.node if node.op_type == "MatMul"]
+    model.graph.initializer.append(helper.make_tensor("plain", FORMATS["half"], (WIDTH, WIDTH), np.ones(WIDTH * WIDTH)))
+    matmul.input[plain] = ("left", "plain")[plain]
+    onnx.save(model, file)
+    (found,) = products(read_network("tensorrt-rtx", file))
+    assert (found.operands, found.around) == ("half", "half")
+    assert read_graph(file).products == {"plain": 1}
 
 
 def test_an_operator_that_is_not_known_is_named_with_its_node(tmp_path: Path) -> None:
