@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from bertfast.backends.cuda import Bytes, Cuda
 from bertfast.backends.engine_plan import Here, Library, check_loadable, read_plan
-from bertfast.backends.gpu import Gpu, first_gpu
-from bertfast.backends.library import TensorRT, load_library, make_logger
+from bertfast.backends.gpu import first_gpu
+from bertfast.backends.library import TensorRT, load_library, said, start
 from bertfast.backends.profiles import choose_profile
 from bertfast.backends.protocol import Arrays, Backend
 from bertfast.backends.served import ServedModel
@@ -83,7 +83,7 @@ class TensorRTBackend(Backend):
         self.captured: dict[Shape, _Captured] = {}
         self.cuda = Cuda()
         try:
-            self._load(library, plan, gpu, record.cuda_graphs)
+            self._load(library, plan, record.cuda_graphs)
             self._allocate(library)
         except BaseException:
             self.close()
@@ -132,12 +132,14 @@ class TensorRTBackend(Backend):
             self.cuda.drop(captured.graph)
         self.captured.clear()
         self.contexts.clear()
-        vars(self).pop("engine", None)  # contexts before their engine, and both before the memory that they use
+        for name in ("settings", "engine", "tensors"):  # after the contexts, and before the memory that they use
+            vars(self).pop(name, None)
         self.cuda.close()
 
-    def _load(self, library: TensorRT, plan: bytes, gpu: Gpu, cuda_graphs: bool) -> None:
+    def _load(self, library: TensorRT, plan: bytes, cuda_graphs: bool) -> None:
         """The engine, memory for its activations, and a context for each profile."""
-        runtime = _start(library, gpu, self.errors)
+        # it refuses engines with host code in them, as long as nobody tells it otherwise
+        runtime: trt.Runtime = start(library, library.Runtime, self.errors)
         self.engine = self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
         self.settings = self.engine.create_runtime_config()
         self.settings.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -211,23 +213,7 @@ class TensorRTBackend(Backend):
         if answer is None or answer is False:
             free, total = self.cuda.memory_bytes()
             raise BackendError(
-                f"{self.name} does not take {what}: {_said(self.errors)}. {free / _MIB:,.1f} of the GPU's "
+                f"{self.name} does not take {what}: {said(self.errors)}. {free / _MIB:,.1f} of the GPU's "
                 f"{total / _MIB:,.1f} MiB are free."
             )
         return answer
-
-
-def _start(library: TensorRT, gpu: Gpu, errors: list[str]) -> trt.Runtime:
-    """A runtime; it refuses engines with host code in them, as long as nobody tells it otherwise."""
-    try:
-        runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
-    except TypeError:  # of the bindings, where the library makes none
-        raise BackendError(
-            f"{library.__name__} {library.__version__} does not start on {gpu.name}: {_said(errors)}. The driver goes "
-            f"up to CUDA {gpu.driver_cuda[0]}.{gpu.driver_cuda[1]}: install a newer one if that is the reason."
-        ) from None
-    return runtime
-
-
-def _said(errors: list[str]) -> str:
-    return errors[-1].strip().rstrip(".") if errors else "it says no more"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertfast.backends.engine_plan import EngineRecord, Here, Library, check_loadable, read_plan
 from bertfast.backends.gpu import first_gpu
-from bertfast.backends.library import TensorRT, load_library, make_logger
+from bertfast.backends.library import TensorRT, load_library, said, start
 from bertfast.config import ShapeProfile
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import EngineError
@@ -72,16 +72,15 @@ def read_network(name: Library, onnx: Path) -> Network:
     """Parse an ONNX file.
 
     Raises:
-        BackendError: the library is missing.
+        BackendError: the library is missing, or finds no GPU where it wants one.
         EngineError: an operator is not supported, or the file is no ONNX; node and operator are named.
     """
     library, errors = load_library(name), list[str]()
-    logger = make_logger(library, errors)
-    builder: trt.Builder = library.Builder(logger)
+    builder: trt.Builder = start(library, library.Builder, errors)
     # 10.13 types strongly when it is told to, 11 and RTX always
     typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition: trt.INetworkDefinition = builder.create_network(typed)
-    parser: trt.OnnxParser = library.OnnxParser(definition, logger)
+    parser: trt.OnnxParser = library.OnnxParser(definition, builder.logger)
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(f"{onnx} is not built: {_parse_error(parser)}")
     return Network(library, builder, definition, parser, errors)
@@ -135,8 +134,7 @@ def build_plan(
     network.errors.clear()
     plan: Any = network.builder.build_serialized_network(network.definition, config)
     if plan is None:
-        said = network.errors[-1] if network.errors else "it says no more"
-        raise EngineError(f"no plan for {target or 'the GPU that is here'} was built: {said}")
+        raise EngineError(f"no plan for {target or 'the GPU that is here'} was built: {said(network.errors)}")
     timed: Any = config.get_timing_cache().serialize() if recipe.timing_cache else b""
     return bytes(plan), bytes(timed)
 
@@ -200,10 +198,10 @@ def describe_plan(path: Path, record: EngineRecord) -> Described:
     here = Here(record.library, library.__version__, gpu.name, gpu.compute_capability)
     plan = read_plan(path, check_loadable(path, record, here))
     errors: list[str] = []
-    runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
+    runtime: trt.Runtime = start(library, library.Runtime, errors)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path} is not loaded: {errors[-1] if errors else 'the library says no more'}")
+        raise EngineError(f"{path} is not loaded: {said(errors)}")
     inspector: trt.EngineInspector = engine.create_engine_inspector()
     memory = (engine.get_device_memory_size_for_profile_v2(place) for place in range(engine.num_optimization_profiles))
     return Described(inspector.get_engine_information(library.LayerInformationFormat.JSON), tuple(memory))

@@ -82,6 +82,7 @@ class Bench:
         self.library = FakeTensorRT(self.driver, profiles, shapes, self.source.backend.run, output_type=output_type)
         self.patch.setattr(tensorrt, "load_library", lambda name: self.library)
         self.patch.setattr(tensorrt, "first_gpu", lambda: GPU)
+        self.patch.setattr("bertfast.backends.library.first_gpu", lambda: GPU)
         self.patch.setattr("bertfast.backends.cuda.open_driver", lambda: self.driver)
         return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -120,6 +121,32 @@ def test_a_library_that_is_missing_comes_with_its_extra() -> None:
     """TensorRT itself is in no extra that a developer has: its wheels lie outside PyPI."""
     with pytest.raises(BackendError, match=re.escape("pip install 'bertfast[gpu]'")):
         load_library("tensorrt")
+
+
+def test_a_builder_that_finds_no_cuda_says_what_is_missing(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TensorRT's bindings raise TypeError where the library makes no builder."""
+    library = load_library("tensorrt-rtx")
+
+    def builder(logger: Any) -> None:
+        logger.log(library.ILogger.ERROR, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def no_driver() -> Gpu:
+        raise BackendError("there is no NVIDIA driver here")
+
+    monkeypatch.setattr("bertfast.engine.library.load_library", lambda name: library)
+    monkeypatch.setattr(library, "Builder", builder)
+    recipe = Recipe(library="tensorrt", profiles=(ShapeProfile(batch=(1, 1, 1), length=(1, 8, 64)),))
+    monkeypatch.setattr("bertfast.backends.library.first_gpu", no_driver)
+    with pytest.raises(BackendError, match="there is no NVIDIA driver here"):
+        build(open_source(exported), tmp_path / "engine", recipe)
+    monkeypatch.setattr("bertfast.backends.library.first_gpu", lambda: Gpu("NVIDIA H100", "SM90", (12, 4)))
+    with pytest.raises(
+        BackendError, match=r"does not start on NVIDIA H100: .* error: 35\. The driver goes up to CUDA 12"
+    ):
+        build(open_source(exported), tmp_path / "engine", recipe)
 
 
 def test_the_cuda_of_the_wheels_is_told() -> None:
