@@ -121,10 +121,7 @@ class Cuda:
         self._ask("cuGraphExecDestroy", c_void_p(graph))
 
     def close(self) -> None:
-        """Let go of the stream and of all memory. A second call does nothing."""
-        if not self.stream:
-            return
-        self.synchronize()
+        """Let go of the stream, on which nothing is left to do, and of all memory."""
         while self._memory:
             self._ask("cuMemFree_v2", c_ulonglong(self._memory.pop()))
         while self._pinned:

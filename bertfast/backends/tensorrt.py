@@ -128,6 +128,10 @@ class TensorRTBackend(Backend):
         self.cuda.synchronize()
 
     def close(self) -> None:
+        """Wait for the GPU and let go of all. A second call does nothing."""
+        if not self.cuda.stream:
+            return
+        self.cuda.synchronize()
         for captured in self.captured.values():
             self.cuda.drop(captured.graph)
         self.captured.clear()

@@ -89,6 +89,7 @@ class FakeDriver:
         return 0
 
     def cuMemFree_v2(self, address: Any) -> int:
+        assert not self.stream, "what is on the stream needs its memory"
         del self.device[address.value]
         return 0
 
@@ -139,6 +140,7 @@ class FakeDriver:
         return 0
 
     def cuGraphExecDestroy(self, graph: Any) -> int:
+        assert not self.stream, "a graph may be at work"
         del self.graphs[graph.value]
         return 0
 

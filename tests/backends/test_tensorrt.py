@@ -130,6 +130,17 @@ def test_what_was_allocated_is_freed(bench: Bench) -> None:
     assert bench.driver.stream is None
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_what_is_being_computed_is_waited_for_before_its_memory_goes(bench: Bench, cuda_graphs: bool) -> None:
+    model = bench.model(SMALL, cuda_graphs=cuda_graphs)
+    with TensorRTBackend(model, "tensorrt") as backend:
+        for _ in range(3):
+            backend.execute(backend.upload(batch(2, 16)))
+        assert bench.driver.stream
+    assert not bench.driver.device
+    assert vars(backend).keys().isdisjoint({"engine", "settings", "tensors"})  # views of memory that is gone
+
+
 def test_a_graph_is_captured_once_a_shape_and_launched_after(bench: Bench) -> None:
     model = bench.model(SMALL, LARGE, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
