@@ -179,8 +179,8 @@ class TensorRTBackend(Backend):
             self._bind(context)
 
     def _tensor(self, dtype: np.dtype[Any], size: int) -> _Tensor:
-        address = self.cuda.allocate(size, "the inputs and outputs of the engine")
-        return _Tensor(dtype, address, self.cuda.allocate_pinned(size))
+        what = "the inputs and outputs of the engine"
+        return _Tensor(dtype, self.cuda.allocate(size, what), self.cuda.allocate_pinned(size, what))
 
     def _bind(self, context: trt.IExecutionContext) -> None:
         for name, tensor in self.tensors.items():
@@ -207,7 +207,8 @@ class TensorRTBackend(Backend):
         self._set_shape(context, shape)
         self._enqueue(context)
         self.cuda.synchronize()
-        self.captured[shape] = _Captured(self.cuda.capture(lambda: self._enqueue(context)), context)
+        graph = self.cuda.capture(lambda: context.execute_async_v3(self.cuda.stream))
+        self.captured[shape] = _Captured(self._got(graph, f"{shape.rows}x{shape.length} in a CUDA graph"), context)
 
     def _real(self, name: str, array: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
         return array[:, : shape.real_length] if name in self.per_token else array

@@ -37,6 +37,8 @@ class FakeDriver:
         self.handles = itertools.count(100)
         self.current = False
         self.launched = 0
+        self.most_pinned = 2**30
+        self.void = False  # whether something forbidden was done during the capture
 
     def put(self, work: Work) -> None:
         """What a library puts on the stream."""
@@ -44,6 +46,10 @@ class FakeDriver:
         (self.stream if self.capturing is None else self.capturing).append(work)
 
     def cuInit(self, flags: Any) -> int:
+        return 0
+
+    def cuGetErrorString(self, error: int, text: Any) -> int:
+        text._obj.value = {2: b"out of memory", 901: b"operation failed due to a previous error during capture"}[error]
         return 0
 
     def cuDeviceGet(self, device: Any, number: Any) -> int:
@@ -94,6 +100,8 @@ class FakeDriver:
         return 0
 
     def cuMemAllocHost_v2(self, address: Any, size: Any) -> int:
+        if sum(map(len, self.pinned.values())) + size.value > self.most_pinned:
+            return 2
         memory = ctypes.create_string_buffer(size.value)
         address._obj.value = ctypes.addressof(memory)
         self.pinned[ctypes.addressof(memory)] = memory
@@ -122,6 +130,9 @@ class FakeDriver:
         return 0
 
     def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
+        if self.void:
+            self.capturing, self.void = None, False
+            return 901
         graph._obj.value = self._keep(self.capturing or [])
         self.capturing = None
         return 0
@@ -256,6 +267,10 @@ class IExecutionContext:
         assert self._memory, "the context has no memory to work in"
         if self.infer_shapes() or self._addresses.keys() != self._fake.types.keys():
             return False
+        if self._fake.driver.capturing is not None and not self._fake.captures:
+            self._fake.log("operation not permitted when the stream is capturing")
+            self._fake.driver.void = True
+            return False
         shapes = {name: self.get_tensor_shape(name) for name in self._fake.types}
         addresses = dict(self._addresses)
         self._fake.driver.put(lambda: self._compute(shapes, addresses))
@@ -284,6 +299,7 @@ class FakeTensorRT:
         computed: the shapes that were computed.
         starts: whether CUDA starts.
         loads: whether plans are taken.
+        captures: whether its kernels can be captured.
     """
 
     __name__ = "tensorrt"
@@ -307,7 +323,7 @@ class FakeTensorRT:
         self.types: dict[str, type] = dict.fromkeys(names, np.int64) | dict.fromkeys(outputs, output_type)
         self.scratch_bytes = 1000
         self.most_contexts = 1000
-        self.starts = self.loads = True
+        self.starts = self.loads = self.captures = True
         self.loaded: list[bytes] = []
         self.computed: list[tuple[int, ...]] = []
         self.contexts: list[IExecutionContext] = []

@@ -254,6 +254,27 @@ def test_too_little_memory_says_what_was_asked_and_what_is_free(bench: Bench) ->
     assert bench.driver.stream is None
 
 
+def test_too_little_pinned_memory_says_what_was_asked_and_what_is_free(bench: Bench) -> None:
+    model = bench.model(ShapeProfile(batch=(1, 1, 512), length=(1, 16, 512)))
+    bench.driver.most_pinned = 5 * 2**20
+    message = (
+        r"take 2\.0 MiB of pinned memory beside 4\.0 that .* [\d,.]+ MiB of the host are free: .*\(out of memory\)"
+    )
+    with pytest.raises(BackendError, match=message):
+        TensorRTBackend(model, "tensorrt")
+    assert not bench.driver.device
+    assert not bench.driver.pinned
+
+
+def test_what_goes_wrong_in_a_capture_is_not_hidden_by_its_end(bench: Bench) -> None:
+    model = bench.model(SMALL, cuda_graphs=True)
+    bench.library.captures = False
+    with TensorRTBackend(model, "tensorrt") as backend:
+        with pytest.raises(BackendError, match="does not take 2x16 in a CUDA graph: operation not permitted when the"):
+            backend.run(batch(2, 16))
+        backend.synchronize()  # the capture has ended
+
+
 def test_a_context_that_is_not_made_is_reported_with_the_reason(bench: Bench) -> None:
     model = bench.model(SMALL, LARGE)
     bench.library.most_contexts = 1
