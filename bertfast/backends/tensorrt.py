@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 MAX_GRAPHS = 64
+GRAPH_TOKENS = 2048  # of a batch; the kernels of larger ones are launched while others compute. Not measured on a GPU
+GRAPH_GRAIN = 16  # tokens that lengths are rounded up to, so that shapes come again
 _MIB = 2**20
 _Answer = TypeVar("_Answer")
 
@@ -33,7 +35,7 @@ class Shape:
 
     Attributes:
         profile: the place of the profile that computes it.
-        length: tokens of a row as it is computed; at least the profile's shortest.
+        length: tokens of a row as it is computed; at least the profile's shortest, and rounded up for a CUDA graph.
         real_length: tokens of a row as it came; it makes no other shape.
     """
 
@@ -41,6 +43,11 @@ class Shape:
     rows: int
     length: int
     real_length: int = field(compare=False)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a CUDA graph pays for it: whether it computes faster than its kernels are launched."""
+        return self.rows * self.length <= GRAPH_TOKENS
 
 
 @dataclass(frozen=True)
@@ -80,24 +87,26 @@ class TensorRTBackend(Backend):
         plan = read_plan(model.path, check_loadable(model.path, record, here))
         self.errors: list[str] = []
         self.contexts: list[trt.IExecutionContext] = []
-        self.captured: dict[Shape, _Captured] = {}
+        self.graphs = record.cuda_graphs
+        self.seen: set[Shape] = set()
+        self.captured: dict[Shape, _Captured] = {}  # the one that was used last comes last
         self.cuda = Cuda()
         try:
-            self._load(library, plan, record.cuda_graphs)
+            self._load(library, plan)
             self._allocate(library)
         except BaseException:
             self.close()
             raise
 
     def upload(self, batch: Batch) -> Shape:
-        """Bring a batch to the GPU, padded to the shortest length that its profile takes.
+        """Bring a batch to the GPU, padded to the shortest length that its profile takes or, if small, to a graph's.
 
         Raises:
             ProfileError: no profile holds it.
         """
         rows, real_length = batch.input_ids.shape
         place = choose_profile(self.profiles, rows, real_length)
-        shape = Shape(place, rows, max(real_length, self.profiles[place].length[0]), real_length)
+        shape = self._shape(place, rows, real_length)
         self.cuda.synchronize()  # the staging may still be read
         for name, array in batch.arrays.items():
             tensor = self.tensors[name]
@@ -107,18 +116,24 @@ class TensorRTBackend(Backend):
         return shape
 
     def execute(self, inputs: Shape) -> Shape:
-        if not self.captures:
-            self._set_shape(self.contexts[inputs.profile], inputs)
-            self._enqueue(self.contexts[inputs.profile])
-        elif inputs in self.captured:
-            self.cuda.launch(self.captured[inputs].graph)
+        if inputs in self.captured:
+            self.captured[inputs] = captured = self.captured.pop(inputs)
+            self.cuda.launch(captured.graph)
+            self.last = captured.context
+        elif self.captures and inputs.has_graph and inputs in self.seen:
+            self.last = self._context(inputs.profile)
+            self._bind(self.last)
+            self._compute(self.last, inputs)
+            self._capture(self.last, inputs)
         else:
-            self._capture(inputs)
+            self.seen.add(inputs)
+            self.last = self.contexts[inputs.profile]
+            self._compute(self.last, inputs)
         return inputs
 
     def download(self, outputs: Shape) -> Arrays:
-        context = self.captured[outputs].context if self.captures else self.contexts[outputs.profile]
-        staged = {name: self.tensors[name].staged(tuple(context.get_tensor_shape(name))) for name in self.outputs}
+        shapes = {name: tuple(self.last.get_tensor_shape(name)) for name in self.outputs}
+        staged = {name: self.tensors[name].staged(shapes[name]) for name in self.outputs}
         for name, array in staged.items():
             self.cuda.copy_out(array.view(np.uint8), self.tensors[name].address)
         self.cuda.synchronize()
@@ -136,19 +151,30 @@ class TensorRTBackend(Backend):
             self.cuda.drop(captured.graph)
         self.captured.clear()
         self.contexts.clear()
-        for name in ("settings", "engine", "tensors"):  # after the contexts, and before the memory that they use
+        for name in (
+            "last",
+            "settings",
+            "engine",
+            "tensors",
+        ):  # after the contexts, before their memory
             vars(self).pop(name, None)
         self.cuda.close()
 
-    def _load(self, library: TensorRT, plan: bytes, cuda_graphs: bool) -> None:
+    def _shape(self, profile: int, rows: int, real_length: int) -> Shape:
+        least, _, most = self.profiles[profile].length
+        exact = Shape(profile, rows, max(real_length, least), real_length)
+        rounded = replace(exact, length=min(-(-exact.length // GRAPH_GRAIN) * GRAPH_GRAIN, most))
+        return rounded if self.graphs and rounded.has_graph else exact
+
+    def _load(self, library: TensorRT, plan: bytes) -> None:
         """The engine, memory for its activations, and a context for each profile."""
         # it refuses engines with host code in them, as long as nobody tells it otherwise
         runtime: trt.Runtime = start(library, library.Runtime, self.errors)
         self.engine = self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
         self.settings = self.engine.create_runtime_config()
         self.settings.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self.captures = cuda_graphs and self.name == "tensorrt"
-        if cuda_graphs and not self.captures:  # TensorRT for RTX captures by itself
+        self.captures = self.graphs and self.name == "tensorrt"
+        if self.graphs and not self.captures:  # TensorRT for RTX captures by itself
             self.settings.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self.scratch_bytes = self.engine.device_memory_size_v2
         self.scratch = self.cuda.allocate(self.scratch_bytes, "the activations of the engine")
@@ -194,19 +220,15 @@ class TensorRTBackend(Backend):
         unknown = context.infer_shapes()
         assert not unknown, unknown
 
-    def _enqueue(self, context: trt.IExecutionContext) -> None:
+    def _compute(self, context: trt.IExecutionContext, shape: Shape) -> None:
+        self._set_shape(context, shape)
         self._got(context.execute_async_v3(self.cuda.stream), "the batch")
 
-    def _capture(self, shape: Shape) -> None:
-        """Compute once as ever, which settles what the engine does for this shape, and capture that for later."""
-        if len(self.captured) == MAX_GRAPHS:
-            self.cuda.synchronize()
-            self.cuda.drop(self.captured.pop(next(iter(self.captured))).graph)
-        context = self._context(shape.profile)
-        self._bind(context)
-        self._set_shape(context, shape)
-        self._enqueue(context)
+    def _capture(self, context: trt.IExecutionContext, shape: Shape) -> None:
+        """Capture for later what the context has computed last, which settled what the engine does for this shape."""
         self.cuda.synchronize()
+        if len(self.captured) == MAX_GRAPHS:
+            self.cuda.drop(self.captured.pop(next(iter(self.captured))).graph)
         graph = self.cuda.capture(lambda: context.execute_async_v3(self.cuda.stream))
         self.captured[shape] = _Captured(self._got(graph, f"{shape.rows}x{shape.length} in a CUDA graph"), context)
 

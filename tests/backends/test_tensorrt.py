@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bertfast
+from benchmarks.gpu import lengths
 from bertfast import artifact
 from bertfast.backends import backends_for, gpu, open_served, tensorrt
 from bertfast.backends.cuda import Cuda
@@ -120,7 +121,8 @@ def test_answers_are_those_of_the_graph(bench: Bench, library: Library, cuda_gra
 def test_what_was_allocated_is_freed(bench: Bench) -> None:
     model = bench.model(SMALL, LARGE, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
-        backend.run(batch(2, 16))
+        for _ in range(2):
+            backend.run(batch(2, 16))
         assert len(bench.driver.device) == 5  # activations, three inputs, one output
         assert bench.driver.graphs
         backend.close()
@@ -144,34 +146,64 @@ def test_what_is_being_computed_is_waited_for_before_its_memory_goes(bench: Benc
 def test_a_graph_is_captured_once_a_shape_and_launched_after(bench: Bench) -> None:
     model = bench.model(SMALL, LARGE, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
-        first = [backend.run(batch(2, 16))["logits"] for _ in range(3)]
+        first = [backend.run(batch(2, 16))["logits"] for _ in range(4)]
         assert bench.driver.launched == 2
         assert len(bench.driver.graphs) == 1
-        backend.run(batch(3, 16))
+        backend.run(batch(3, 16))  # a shape that does not come again has none
         again = backend.run(batch(2, 16))["logits"]
         assert bench.driver.launched == 3
-        assert len(bench.driver.graphs) == 2
+        assert len(bench.driver.graphs) == 1
         assert all(np.array_equal(one, first[0]) for one in (*first, again))
 
 
-def test_lengths_of_one_bucket_share_a_graph(bench: Bench) -> None:
+def test_lengths_of_one_grain_share_a_graph(bench: Bench) -> None:
     model = bench.model(SMALL, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
-        for length in (5, 9, 16):
+        for length in (5, 9, 16, 17, 25, 32):
             found = backend.run(batch(1, length))["logits"]
             assert np.allclose(found, bench.source.backend.run(batch(1, length))["logits"], atol=1e-4)
-        assert len(bench.driver.graphs) == 1
+        assert len(bench.driver.graphs) == 2
         assert bench.driver.launched == 2
+        assert set(bench.library.computed) == {(1, 16), (1, 32)}
 
 
-def test_the_oldest_graph_goes_when_there_are_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_have_no_graph_and_are_not_rounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "GRAPH_TOKENS", 100)
+    model = bench.model(LARGE, cuda_graphs=True)
+    with TensorRTBackend(model, "tensorrt") as backend:
+        for _ in range(3):
+            backend.run(batch(8, 17))
+        assert not bench.driver.graphs
+        assert set(bench.library.computed) == {(8, 17)}
+
+
+def test_the_graph_that_was_not_used_for_longest_goes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "MAX_GRAPHS", 2)
     model = bench.model(LARGE, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
-        for rows in (1, 2, 3, 1):
+        for rows in (1, 1, 2, 2, 1, 3, 3):
             backend.run(batch(rows, 16))
         assert len(bench.driver.graphs) == 2
-        assert bench.driver.launched == 0
+        assert bench.driver.launched == 1
+        backend.run(batch(1, 16))
+        assert bench.driver.launched == 2
+
+
+@pytest.mark.parametrize(("most_rows", "share"), [(1, 0.95), (4, 0.8)])
+def test_graphs_are_hit_in_the_lengths_of_squad(bench: Bench, most_rows: int, share: float) -> None:
+    """One window at a time, or a few as a server gathers them: nearly every batch finds the graph of its shape."""
+    profile = ShapeProfile(batch=(1, 1, 4), length=(1, 64, 512))
+    model = bench.model(profile, cuda_graphs=True)
+    bench.library.compute = lambda inputs: {"logits": np.zeros((len(inputs), 3), np.float32)}
+    tokens = [len(sequence) for sequence in lengths.draw("squad", 2000, 300, 384)]
+    rows = np.random.default_rng(0).integers(1, most_rows + 1, len(tokens)).tolist()
+    with TensorRTBackend(model, "tensorrt") as backend:
+        for count, length in zip(rows, tokens, strict=True):
+            backend.run(batch(count, length))
+        assert bench.driver.launched > share * len(tokens)
+        assert len(bench.driver.graphs) <= tensorrt.MAX_GRAPHS
+    computed = sum(count * length for count, length in bench.library.computed)
+    assert computed < 1.05 * sum(count * length for count, length in zip(rows, tokens, strict=True))
 
 
 def test_tensorrt_for_rtx_captures_by_itself(bench: Bench) -> None:
@@ -271,7 +303,8 @@ def test_what_goes_wrong_in_a_capture_is_not_hidden_by_its_end(bench: Bench) -> 
     bench.library.captures = False
     with TensorRTBackend(model, "tensorrt") as backend:
         with pytest.raises(BackendError, match="does not take 2x16 in a CUDA graph: operation not permitted when the"):
-            backend.run(batch(2, 16))
+            for _ in range(2):
+                backend.run(batch(2, 16))
         backend.synchronize()  # the capture has ended
 
 
