@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bertfast.backends.gpu import ask, open_driver
 from bertfast.errors import BackendError
 
-_NON_BLOCKING, _THREAD_LOCAL = 1, 1  # CUstream_flags and CUstreamCaptureMode in cuda.h
+_NON_BLOCKING, _THREAD_LOCAL, _WITHOUT_TIME = 1, 1, 2  # CUstream_flags, CUstreamCaptureMode, CUevent_flags in cuda.h
 _MIB = 2**20
 
 Bytes = npt.NDArray[np.uint8]
@@ -40,6 +40,7 @@ class Cuda:
         self.stream = stream.value or 0
         self._memory: list[int] = []
         self._pinned: dict[int, int] = {}  # bytes by address
+        self._events: list[int] = []
 
     def _ask(self, function: str, *arguments: object) -> None:
         ask(self._driver, "cuCtxSetCurrent", self._context)  # the thread may be another than that of the last call
@@ -113,6 +114,21 @@ class Cuda:
         """Wait until the stream is done."""
         self._ask("cuStreamSynchronize", c_void_p(self.stream))
 
+    def event(self) -> int:
+        """An event, which is over as long as it was not recorded. It lasts until `close`."""
+        event = c_void_p()
+        self._ask("cuEventCreate", byref(event), c_uint(_WITHOUT_TIME))
+        self._events.append(event.value or 0)
+        return self._events[-1]
+
+    def record(self, event: int) -> None:
+        """Let an event be over when everything is done that is on the stream by now."""
+        self._ask("cuEventRecord", c_void_p(event), c_void_p(self.stream))
+
+    def wait(self, event: int) -> None:
+        """Wait until an event is over."""
+        self._ask("cuEventSynchronize", c_void_p(event))
+
     def capture(self, work: Callable[[], bool]) -> int | None:
         """A graph of what `work` puts on the stream, or None where it answers no. Nothing is computed yet."""
         graph, executable = c_void_p(), c_void_p()
@@ -143,6 +159,8 @@ class Cuda:
             self._ask("cuMemFree_v2", c_ulonglong(self._memory.pop()))
         while self._pinned:
             self._ask("cuMemFreeHost", c_void_p(self._pinned.popitem()[0]))
+        while self._events:
+            self._ask("cuEventDestroy_v2", c_void_p(self._events.pop()))
         self._ask("cuStreamDestroy_v2", c_void_p(self.stream))
         ask(self._driver, "cuDevicePrimaryCtxRelease_v2", self._device)
         self.stream = 0

@@ -52,15 +52,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """An input or output of the engine, with room for its largest shape on the GPU and in pinned memory."""
+    """An input or output of the engine, with room for its largest shape on the GPU and in pinned memory.
+
+    Attributes:
+        stagings: in pinned memory; inputs have two, which take turns.
+    """
 
     dtype: np.dtype[Any]
     address: int
-    staging: Bytes
+    stagings: tuple[Bytes, ...]
 
-    def staged(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def staged(self, shape: tuple[int, ...], turn: int = 0) -> npt.NDArray[Any]:
         """The pinned memory as an array."""
-        return self.staging[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+        return self.stagings[turn][: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,9 @@ class TensorRTBackend(Backend):
         self.seen: set[Shape] = set()
         self.captured: dict[Shape, _Captured] = {}  # the one that was used last comes last
         self.cuda = Cuda()
+        self.turn = 0
         try:
+            self.copied = self.cuda.event(), self.cuda.event()
             self._load(library, plan)
             self._allocate(library)
         except BaseException:
@@ -101,18 +107,22 @@ class TensorRTBackend(Backend):
     def upload(self, batch: Batch) -> Shape:
         """Bring a batch to the GPU, padded to the shortest length that its profile takes or, if small, to a graph's.
 
+        It waits for the upload before the last one, and not for what is being computed.
+
         Raises:
             ProfileError: no profile holds it.
         """
         rows, real_length = batch.input_ids.shape
         place = choose_profile(self.profiles, rows, real_length)
         shape = self._shape(place, rows, real_length)
-        self.cuda.synchronize()  # the staging may still be read
+        self.turn = 1 - self.turn
+        self.cuda.wait(self.copied[self.turn])  # the staging may still be read
         for name, array in batch.arrays.items():
             tensor = self.tensors[name]
-            staged = tensor.staged((rows, shape.length))
+            staged = tensor.staged((rows, shape.length), self.turn)
             staged[:, :real_length], staged[:, real_length:] = array, 0
             self.cuda.copy_in(tensor.address, staged.view(np.uint8))
+        self.cuda.record(self.copied[self.turn])
         return shape
 
     def execute(self, inputs: Shape) -> Shape:
@@ -200,13 +210,17 @@ class TensorRTBackend(Backend):
             for name in names:
                 sizes[name] = max(sizes[name], math.prod(self.contexts[place].get_tensor_shape(name)))
         types = {name: np.dtype(library.nptype(self.engine.get_tensor_dtype(name))) for name in names}
-        self.tensors = {name: self._tensor(types[name], sizes[name] * types[name].itemsize) for name in names}
+        self.tensors = {
+            name: self._tensor(types[name], sizes[name] * types[name].itemsize, 1 + (name in self.inputs))
+            for name in names
+        }
         for context in self.contexts:
             self._bind(context)
 
-    def _tensor(self, dtype: np.dtype[Any], size: int) -> _Tensor:
+    def _tensor(self, dtype: np.dtype[Any], size: int, stagings: int) -> _Tensor:
         what = "the inputs and outputs of the engine"
-        return _Tensor(dtype, self.cuda.allocate(size, what), self.cuda.allocate_pinned(size, what))
+        pinned = tuple(self.cuda.allocate_pinned(size, what) for _ in range(stagings))
+        return _Tensor(dtype, self.cuda.allocate(size, what), pinned)
 
     def _bind(self, context: trt.IExecutionContext) -> None:
         for name, tensor in self.tensors.items():

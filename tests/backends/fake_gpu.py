@@ -34,6 +34,7 @@ class FakeDriver:
         self.stream: list[Work] | None = None
         self.capturing: list[Work] | None = None
         self.graphs: dict[int, list[Work]] = {}
+        self.events: dict[int, int] = {}  # how often each is on the stream
         self.handles = itertools.count(100)
         self.current = False
         self.launched = 0
@@ -81,6 +82,31 @@ class FakeDriver:
         work, self.stream = self.stream, []
         for step in work:
             step()
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: Any) -> int:
+        event._obj.value = next(self.handles)
+        self.events[event._obj.value] = 0
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        assert stream.value == STREAM
+        self.events[event.value] += 1
+        self.put(lambda: self._pass(event.value))
+        return 0
+
+    def _pass(self, event: int) -> None:
+        self.events[event] -= 1
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        """What comes after the event stays on the stream."""
+        assert self.stream is not None
+        while self.events[event.value]:
+            self.stream.pop(0)()
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        del self.events[event.value]
         return 0
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:

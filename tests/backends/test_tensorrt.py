@@ -235,11 +235,24 @@ def test_an_upload_waits_until_the_last_one_has_left_the_pinned_memory(bench: Be
     compute, seen = bench.library.compute, []
     bench.library.compute = lambda inputs: (seen.append(int(inputs.input_ids[0, 0])), compute(inputs))[1]
     with TensorRTBackend(model, "tensorrt") as backend:
-        for value in (5, 6):
+        for value in range(5, 10):
             ones = np.ones((1, 16), np.int64)
             backend.execute(backend.upload(Batch(ones * value, ones, ones * 0)))
         backend.synchronize()
-    assert seen == [5, 6]
+    assert seen == [5, 6, 7, 8, 9]
+
+
+def test_an_upload_does_not_wait_for_what_is_being_computed(bench: Bench) -> None:
+    model = bench.model(SMALL)
+    with TensorRTBackend(model, "tensorrt") as backend:
+        first = backend.execute(backend.upload(batch(2, 16)))
+        second = backend.upload(batch(1, 20))
+        assert not bench.library.computed
+        assert np.array_equal(backend.download(first)["logits"], bench.source.backend.run(batch(2, 16))["logits"])
+        backend.execute(second)
+        backend.upload(batch(2, 32))  # into the memory of the first
+        assert bench.library.computed == [(2, 16)]
+    assert not bench.driver.events
 
 
 @pytest.mark.parametrize(
