@@ -186,7 +186,7 @@ def test_a_layout_is_recorded_once_and_reads_what_was_uploaded_last() -> None:
 def test_graphs_on_the_gpu_give_what_a_cpu_gives(model: ServedModel, precision: Precision) -> None:
     batches = [ragged(model.context.tokenizer.vocab_size, [9, 3, 30, 64], seed) for seed in range(3)]
     with TorchBackend(model, device="cpu") as source, TorchPackedBackend(model, precision=precision) as packed:
-        for batch in batches:  # the second and third replay what the first has recorded
+        for batch in batches:  # the second records a graph and replays it, as the third does
             expected, actual = (real_part(model, batch, each.run(batch)) for each in (source, packed))
             for name, array in expected.items():
                 assert relative_error(actual[name], array) <= tolerance("torch-packed", precision)
