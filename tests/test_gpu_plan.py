@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import inference, lengths, models, run
+from benchmarks.gpu import engines, inference, lengths, models, run
 from benchmarks.gpu.run import PLAN, Step
 from benchmarks.gpu.step import Run
 from bertfast.backends import open_served
@@ -92,6 +92,16 @@ def test_what_is_measured_is_written_before_what_compiles_is_made(
         rows = [json.loads(line) for line in here.rows.read_text().splitlines()]
         measured = [row["contender"] for row in rows if "sequences_per_s" in row or row.get("part") == "whole"]
         assert measured == ["torch-packed bf16", "other"]
+
+
+def test_engines_run_dry_on_the_fake_gpu(tmp_path: Path) -> None:
+    """Built by TensorRT for RTX, loaded by our runtime, computed by ONNX Runtime: the way, not the numbers."""
+    here = Run(torch.device("cpu"), True, tmp_path / "rows")
+    engines.engines(here)
+    rows = [json.loads(line) for line in here.rows.read_text().splitlines()]
+    assert [row for row in rows if "error" in row] == []
+    assert [row["within"] for row in rows if row.get("what") == "correctness"] == [True, True]
+    assert {row["contender"] for row in rows} == {"tensorrt-rtx fp32", "tensorrt-rtx fp16", "torch-packed bf16"}
 
 
 def test_the_way_from_ids_to_answers_is_the_one_that_users_take(

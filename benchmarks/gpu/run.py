@@ -56,7 +56,7 @@ class Step:
 
 
 def _offline(shape: str, mix: str) -> Step:
-    return Step(f"offline-{shape}-{mix}", "inference:offline", 110, {"shape": shape, "mix": mix})
+    return Step(f"offline-{shape}-{mix}", "inference:offline", 100, {"shape": shape, "mix": mix})
 
 
 def _single_stream(shape: str) -> Step:
@@ -83,6 +83,7 @@ PLAN = (
     _offline("minilm", "squad"),
     _offline("bert-large", "sst2"),
     Step("rtx", "others:rtx", 90),
+    Step("engines", "engines:engines", 90),
     Step("onnxruntime-cuda", "others:onnxruntime_cuda", 60),
 )
 
