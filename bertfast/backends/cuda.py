@@ -41,6 +41,7 @@ class Cuda:
         self._memory: list[int] = []
         self._pinned: dict[int, int] = {}  # bytes by address
         self._events: list[int] = []
+        self._followed = 0
 
     def _ask(self, function: str, *arguments: object) -> None:
         ask(self._driver, "cuCtxSetCurrent", self._context)  # the thread may be another than that of the last call
@@ -128,6 +129,12 @@ class Cuda:
     def wait(self, event: int) -> None:
         """Wait until an event is over."""
         self._ask("cuEventSynchronize", c_void_p(event))
+
+    def follow(self, stream: int) -> None:
+        """Let what comes on our stream wait for what is on another by now."""
+        event = self._followed = self._followed or self.event()
+        self._ask("cuEventRecord", c_void_p(event), c_void_p(stream))
+        self._ask("cuStreamWaitEvent", c_void_p(self.stream), c_void_p(event), c_uint(0))
 
     def capture(self, work: Callable[[], bool]) -> int | None:
         """A graph of what `work` puts on the stream, or None where it answers no. Nothing is computed yet."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bertfast.backends.cuda import Bytes, Cuda
+from bertfast.backends.device_arrays import DeviceArray, find
 from bertfast.backends.engine_plan import Here, Library, check_loadable, read_plan
 from bertfast.backends.gpu import first_gpu
 from bertfast.backends.library import TensorRT, load_library, said, start
 from bertfast.backends.profiles import choose_profile
 from bertfast.backends.protocol import Arrays, Backend
 from bertfast.backends.served import ServedModel
-from bertfast.errors import BackendError
+from bertfast.errors import BackendError, ProfileError
 from bertfast.text.batch import Batch
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ MAX_GRAPHS = 64
 GRAPH_TOKENS = 2048  # of a batch; the kernels of larger ones are launched while others compute. Not measured on a GPU
 GRAPH_GRAIN = 16  # tokens that lengths are rounded up to, so that shapes come again
 _MIB = 2**20
+_OURS: Mapping[str, int] = MappingProxyType({})
 _Answer = TypeVar("_Answer")
 
 
@@ -48,6 +52,19 @@ class Shape:
     def has_graph(self) -> bool:
         """Whether a CUDA graph pays for it: whether it computes faster than its kernels are launched."""
         return self.rows * self.length <= GRAPH_TOKENS
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Inputs that stay where others put them on the GPU.
+
+    Attributes:
+        arrays: kept, so that their memory is.
+    """
+
+    shape: Shape
+    addresses: Mapping[str, int]
+    arrays: Mapping[str, DeviceArray]
 
 
 @dataclass(frozen=True)
@@ -125,14 +142,47 @@ class TensorRTBackend(Backend):
         self.cuda.record(self.copied[self.turn])
         return shape
 
-    def execute(self, inputs: Shape) -> Shape:
+    def bind(self, arrays: Mapping[str, DeviceArray]) -> Bound:
+        """Take inputs that are on the GPU already, in the place of `upload`: nothing is copied or padded.
+
+        Args:
+            arrays: int64 [B, S] by the input's name, contiguous, such as torch's CUDA tensors. What is by now on the
+                stream that they name (CUDA's default stream where they name none) is waited for on the GPU; what is on
+                others must be done. They may change once the outputs were downloaded.
+        Raises:
+            BackendError: one is missing, not on the GPU, not contiguous, or of another type or shape than the others.
+            ProfileError: no profile holds them as they are.
+        """
+        if set(arrays) != set(self.inputs):
+            raise BackendError(f"the engine reads {', '.join(self.inputs)}, and got {', '.join(arrays) or 'nothing'}.")
+        places = {name: find(name, arrays[name], self.tensors[name].dtype) for name in self.inputs}
+        shapes = {place.shape for place in places.values()}
+        if len(shapes) > 1 or len(min(shapes)) != 2:
+            raise BackendError(f"the inputs are of shapes {', '.join(map(str, sorted(shapes)))}, and not one [B, S].")
+        rows, length = min(shapes)
+        profile = choose_profile(self.profiles, rows, length)
+        least = self.profiles[profile].length[0]
+        if length < least:
+            raise ProfileError(
+                f"batch {rows}x{length} is shorter than the {least} tokens that the engine's profiles begin with, and "
+                f"what is on the GPU is not padded. Pad it to {least}, or give it to upload."
+            )
+        for stream in {place.stream for place in places.values() if place.stream is not None}:
+            self.cuda.follow(stream)
+        addresses = {name: place.address for name, place in places.items()}
+        return Bound(Shape(profile, rows, length, length), addresses, dict(arrays))
+
+    def execute(self, inputs: Shape | Bound) -> Shape:
+        if isinstance(inputs, Bound):  # a graph reads what it was captured with
+            self.last, self.bound = self.contexts[inputs.shape.profile], inputs
+            self._compute(self.last, inputs.shape, inputs.addresses)
+            return inputs.shape
         if inputs in self.captured:
             self.captured[inputs] = captured = self.captured.pop(inputs)
             self.cuda.launch(captured.graph)
             self.last = captured.context
         elif self.captures and inputs.has_graph and inputs in self.seen:
             self.last = self._context(inputs.profile)
-            self._bind(self.last)
             self._compute(self.last, inputs)
             self._capture(self.last, inputs)
         else:
@@ -161,12 +211,7 @@ class TensorRTBackend(Backend):
             self.cuda.drop(captured.graph)
         self.captured.clear()
         self.contexts.clear()
-        for name in (
-            "last",
-            "settings",
-            "engine",
-            "tensors",
-        ):  # after the contexts, before their memory
+        for name in ("last", "bound", "settings", "engine", "tensors"):  # after the contexts, before their memory
             vars(self).pop(name, None)
         self.cuda.close()
 
@@ -214,17 +259,11 @@ class TensorRTBackend(Backend):
             name: self._tensor(types[name], sizes[name] * types[name].itemsize, 1 + (name in self.inputs))
             for name in names
         }
-        for context in self.contexts:
-            self._bind(context)
 
     def _tensor(self, dtype: np.dtype[Any], size: int, stagings: int) -> _Tensor:
         what = "the inputs and outputs of the engine"
         pinned = tuple(self.cuda.allocate_pinned(size, what) for _ in range(stagings))
         return _Tensor(dtype, self.cuda.allocate(size, what), pinned)
-
-    def _bind(self, context: trt.IExecutionContext) -> None:
-        for name, tensor in self.tensors.items():
-            self._got(context.set_tensor_address(name, tensor.address), f"the address of {name}")
 
     def _set_shape(self, context: trt.IExecutionContext, shape: Shape) -> None:
         for name in self.inputs:
@@ -234,8 +273,12 @@ class TensorRTBackend(Backend):
         unknown = context.infer_shapes()
         assert not unknown, unknown
 
-    def _compute(self, context: trt.IExecutionContext, shape: Shape) -> None:
+    def _compute(self, context: trt.IExecutionContext, shape: Shape, addresses: Mapping[str, int] = _OURS) -> None:
+        """Compute from our own memory for inputs, or from these addresses."""
         self._set_shape(context, shape)
+        for name, tensor in self.tensors.items():
+            address = addresses.get(name, tensor.address)
+            self._got(context.set_tensor_address(name, address), f"the address of {name}")
         self._got(context.execute_async_v3(self.cuda.stream), "the batch")
 
     def _capture(self, context: trt.IExecutionContext, shape: Shape) -> None:

@@ -35,6 +35,8 @@ class FakeDriver:
         self.capturing: list[Work] | None = None
         self.graphs: dict[int, list[Work]] = {}
         self.events: dict[int, int] = {}  # how often each is on the stream
+        self.others: dict[int, list[Work]] = {}  # what is on other streams
+        self.followed: dict[int, list[Work]] = {}  # of that, what comes before an event
         self.handles = itertools.count(100)
         self.current = False
         self.launched = 0
@@ -90,7 +92,9 @@ class FakeDriver:
         return 0
 
     def cuEventRecord(self, event: Any, stream: Any) -> int:
-        assert stream.value == STREAM
+        if stream.value != STREAM:
+            self.followed[event.value] = self.others.pop(stream.value, [])
+            return 0
         self.events[event.value] += 1
         self.put(lambda: self._pass(event.value))
         return 0
@@ -103,6 +107,13 @@ class FakeDriver:
         assert self.stream is not None
         while self.events[event.value]:
             self.stream.pop(0)()
+        return 0
+
+    def cuStreamWaitEvent(self, stream: Any, event: Any, flags: Any) -> int:
+        """What is waited for happens in time."""
+        assert stream.value == STREAM
+        for work in self.followed.pop(event.value):
+            self.put(work)
         return 0
 
     def cuEventDestroy_v2(self, event: Any) -> int:
