@@ -207,9 +207,8 @@ class TensorRTBackend(Backend):
         if not self.cuda.stream:
             return
         self.cuda.synchronize()
-        for captured in self.captured.values():
-            self.cuda.drop(captured.graph)
-        self.captured.clear()
+        while self.captured:
+            self.cuda.drop(self.captured.popitem()[1].graph)
         self.contexts.clear()
         for name in ("last", "bound", "settings", "engine", "tensors"):  # after the contexts, before their memory
             vars(self).pop(name, None)

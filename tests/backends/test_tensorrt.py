@@ -2,104 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import bertfast
-from benchmarks.gpu import lengths
-from bertfast import artifact
-from bertfast.backends import backends_for, gpu, open_served, tensorrt
+from bertfast.backends import backends_for, gpu
 from bertfast.backends.cuda import Cuda
-from bertfast.backends.engine_plan import EngineRecord, Library, PlanRecord
+from bertfast.backends.engine_plan import Library
 from bertfast.backends.predictor import Predictor
-from bertfast.backends.served import ServedModel
 from bertfast.backends.tensorrt import TensorRTBackend
 from bertfast.config import ModelConfig, Precision, ShapeProfile
 from bertfast.errors import BackendError, EngineError, ProfileError
 from bertfast.export.export import export
 from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Tokenizer
-from tests.backends.fake_gpu import GPU, CudaGraphStrategy, FakeDriver, FakeTensorRT
+from tests.backends.engine_bench import LARGE, PLAN, SMALL, Bench, batch
+from tests.backends.fake_gpu import CudaGraphStrategy
 from tests.conftest import write_checkpoint
 
-PLAN = b"a plan of nothing"
-SMALL = ShapeProfile(batch=(1, 1, 2), length=(16, 16, 32))
-LARGE = ShapeProfile(batch=(1, 4, 8), length=(16, 32, 48))
 TEXTS = ["The river.", "The old bridge crosses the garden near a mountain.", "a", *["The lantern waits."] * 12]
-
-
-def write_engine(
-    path: Path, exported: Path, profiles: tuple[ShapeProfile, ...], library: Library, cuda_graphs: bool
-) -> ServedModel:
-    source = artifact.open_manifest(exported)
-    with artifact.create(
-        path, "engine", task=source.task, precision=source.precision, labels=source.labels, parents=source.parents
-    ) as draft:
-        shutil.copytree(exported, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
-        (draft.path / "SM89.plan").write_bytes(PLAN)
-        record = EngineRecord(
-            library=library,
-            library_version=FakeTensorRT.__version__,
-            cuda_version="13",
-            gpu=GPU.name,
-            onnx="model.onnx",
-            onnx_sha256=source.files["model.onnx"].sha256,
-            plans=(PlanRecord(file="SM89.plan", sha256=artifact.sha256_of(draft.path / "SM89.plan"), target="SM89"),),
-            profiles=profiles,
-            cuda_graphs=cuda_graphs,
-            recipe={},
-        )
-        draft.settings = source.settings | {"engine": record.model_dump(mode="json")}
-    return open_served(path)
-
-
-class Bench:
-    """An engine artefact, the fake GPU that it is loaded on, and what ONNX Runtime makes of the same graph."""
-
-    def __init__(self, path: Path, exported: Path, patch: pytest.MonkeyPatch) -> None:
-        self.path, self.exported, self.patch = path, exported, patch
-        self.driver = FakeDriver()
-        self.source = bertfast.load(exported, "onnxruntime")
-
-    def model(
-        self,
-        *profiles: ShapeProfile,
-        library: Library = "tensorrt",
-        cuda_graphs: bool = False,
-        output_type: type = np.float32,
-    ) -> ServedModel:
-        model = write_engine(self.path, self.exported, profiles, library, cuda_graphs)
-        width = len(model.context.labels)
-        shapes = {
-            name: (lambda rows, length: (rows, length, width))
-            if name in model.task.per_token
-            else (lambda rows, length: (rows, width))
-            for name in model.task.outputs
-        }
-        self.library = FakeTensorRT(self.driver, profiles, shapes, self.source.backend.run, output_type=output_type)
-        self.patch.setattr(tensorrt, "load_library", lambda name: self.library)
-        self.patch.setattr(tensorrt, "first_gpu", lambda: GPU)
-        self.patch.setattr("bertfast.backends.library.first_gpu", lambda: GPU)
-        self.patch.setattr("bertfast.backends.cuda.open_driver", lambda: self.driver)
-        return model
-
-
-@pytest.fixture
-def bench(tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(tmp_path / "engine", exported, monkeypatch)
-    with made.source:
-        yield made
-
-
-def batch(rows: int, length: int) -> Batch:
-    ones = np.ones((rows, length), np.int64)
-    return Batch(ones * 5, ones, ones * 0)
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -143,69 +65,6 @@ def test_what_is_being_computed_is_waited_for_before_its_memory_goes(bench: Benc
         assert bench.driver.stream
     assert not bench.driver.device
     assert vars(backend).keys().isdisjoint({"engine", "settings", "tensors"})  # views of memory that is gone
-
-
-def test_a_graph_is_captured_once_a_shape_and_launched_after(bench: Bench) -> None:
-    model = bench.model(SMALL, LARGE, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        first = [backend.run(batch(2, 16))["logits"] for _ in range(4)]
-        assert bench.driver.launched == 2
-        assert len(bench.driver.graphs) == 1
-        backend.run(batch(3, 16))  # a shape that does not come again has none
-        again = backend.run(batch(2, 16))["logits"]
-        assert bench.driver.launched == 3
-        assert len(bench.driver.graphs) == 1
-        assert all(np.array_equal(one, first[0]) for one in (*first, again))
-
-
-def test_lengths_of_one_grain_share_a_graph(bench: Bench) -> None:
-    model = bench.model(SMALL, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for length in (5, 9, 16, 17, 25, 32):
-            found = backend.run(batch(1, length))["logits"]
-            assert np.allclose(found, bench.source.backend.run(batch(1, length))["logits"], atol=1e-4)
-        assert len(bench.driver.graphs) == 2
-        assert bench.driver.launched == 2
-        assert set(bench.library.computed) == {(1, 16), (1, 32)}
-
-
-def test_large_batches_have_no_graph_and_are_not_rounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "GRAPH_TOKENS", 100)
-    model = bench.model(LARGE, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for _ in range(3):
-            backend.run(batch(8, 17))
-        assert not bench.driver.graphs
-        assert set(bench.library.computed) == {(8, 17)}
-
-
-def test_the_graph_that_was_not_used_for_longest_goes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "MAX_GRAPHS", 2)
-    model = bench.model(LARGE, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for rows in (1, 1, 2, 2, 1, 3, 3):
-            backend.run(batch(rows, 16))
-        assert len(bench.driver.graphs) == 2
-        assert bench.driver.launched == 1
-        backend.run(batch(1, 16))
-        assert bench.driver.launched == 2
-
-
-@pytest.mark.parametrize(("most_rows", "share"), [(1, 0.95), (4, 0.8)])
-def test_graphs_are_hit_in_the_lengths_of_squad(bench: Bench, most_rows: int, share: float) -> None:
-    """One window at a time, or a few as a server gathers them: nearly every batch finds the graph of its shape."""
-    profile = ShapeProfile(batch=(1, 1, 4), length=(1, 64, 512))
-    model = bench.model(profile, cuda_graphs=True)
-    bench.library.compute = lambda inputs: {"logits": np.zeros((len(inputs), 3), np.float32)}
-    tokens = [len(sequence) for sequence in lengths.draw("squad", 2000, 300, 384)]
-    rows = np.random.default_rng(0).integers(1, most_rows + 1, len(tokens)).tolist()
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for count, length in zip(rows, tokens, strict=True):
-            backend.run(batch(count, length))
-        assert bench.driver.launched > share * len(tokens)
-        assert len(bench.driver.graphs) <= tensorrt.MAX_GRAPHS
-    computed = sum(count * length for count, length in bench.library.computed)
-    assert computed < 1.05 * sum(count * length for count, length in zip(rows, tokens, strict=True))
 
 
 def test_tensorrt_for_rtx_captures_by_itself(bench: Bench) -> None:
@@ -255,72 +114,6 @@ def test_an_upload_does_not_wait_for_what_is_being_computed(bench: Bench) -> Non
         backend.upload(batch(2, 32))  # into the memory of the first
         assert bench.library.computed == [(2, 16)]
     assert not bench.driver.events
-
-
-class OnTheGpu:
-    """An array that another library has on the fake GPU."""
-
-    def __init__(self, bench: Bench, array: np.ndarray, **changes: Any) -> None:
-        address = ctypes.c_ulonglong()
-        bench.driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(array.nbytes))
-        self.write = lambda: ctypes.memmove(address.value, array.ctypes.data, array.nbytes) and None
-        said = {"shape": array.shape, "typestr": array.dtype.str, "data": (address.value, False), "version": 2}
-        self.__cuda_array_interface__ = said | changes
-
-
-@pytest.mark.parametrize("stream", [1, 99, None])
-def test_inputs_that_are_on_the_gpu_are_read_where_they_lie(bench: Bench, stream: int | None) -> None:
-    """After what another stream still writes into them, without a copy, and between batches of the host."""
-    model = bench.model(SMALL, LARGE, cuda_graphs=True)
-    ones = np.ones((2, 20), np.int64)
-    wanted = Batch(ones * 7, ones, ones * 0)
-    arrays = {name: OnTheGpu(bench, array, stream=stream) for name, array in wanted.arrays.items()}
-    writes = [array.write for array in arrays.values()]
-    if stream is None:
-        for write in writes:
-            write()
-    else:
-        bench.driver.others[stream] = writes
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for _ in range(3):
-            backend.run(batch(2, 20))
-        copied, copy = [], bench.driver.cuMemcpyHtoDAsync_v2
-        bench.patch.setattr(bench.driver, "cuMemcpyHtoDAsync_v2", lambda *given: copied.append(given) or copy(*given))
-        found = backend.download(backend.execute(backend.bind(arrays)))["logits"]
-        assert not copied
-        assert np.allclose(found, bench.source.backend.run(wanted)["logits"], atol=1e-4)
-        again = backend.run(batch(2, 20))["logits"]
-        assert np.allclose(again, bench.source.backend.run(batch(2, 20))["logits"], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("array", "changes", "message"),
-    [
-        (np.ones((1, 16), np.int32), {}, "input_ids is int32, and the engine reads int64. Convert it"),
-        (np.ones((1, 16), np.int64), {"strides": (8, 16)}, r"input_ids of shape \(1, 16\) is not contiguous"),
-        (np.ones((1, 17), np.int64), {}, r"shapes \(1, 16\), \(1, 17\), and not one"),
-        (None, {}, r"input_ids is not on a GPU \(ndarray\)\. Give batches of the host to upload"),
-    ],
-)
-def test_inputs_that_the_engine_cannot_read_are_refused_by_name(
-    bench: Bench, array: np.ndarray | None, changes: dict[str, Any], message: str
-) -> None:
-    model = bench.model(SMALL)
-    ones = np.ones((1, 16), np.int64)
-    arrays: dict[str, Any] = {name: OnTheGpu(bench, ones) for name in batch(1, 16).arrays}
-    arrays["input_ids"] = ones if array is None else OnTheGpu(bench, array, **changes)
-    with TensorRTBackend(model, "tensorrt") as backend, pytest.raises(BackendError, match=message):
-        backend.bind(arrays)
-
-
-def test_inputs_on_the_gpu_are_whole_and_long_enough(bench: Bench) -> None:
-    model = bench.model(SMALL)
-    short = {name: OnTheGpu(bench, np.ones((1, 5), np.int64)) for name in batch(1, 5).arrays}
-    with TensorRTBackend(model, "tensorrt") as backend:
-        with pytest.raises(ProfileError, match="batch 1x5 is shorter than the 16 tokens .* Pad it to 16, or"):
-            backend.bind(short)
-        with pytest.raises(BackendError, match=r"the engine reads input_ids, .*, and got input_ids\."):
-            backend.bind({"input_ids": short["input_ids"]})
 
 
 @pytest.mark.parametrize(
