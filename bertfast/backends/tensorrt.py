@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,17 +97,21 @@ class TensorRTBackend(Backend):
     """An engine on the first GPU. What was uploaded stays until the next upload, and outputs until the next execution.
 
     The precision is the artefact's: TensorRT computes in the types of the graph, which the builder has checked.
+
+    Args:
+        beside: one of the same model that has loaded the engine already, for another thread: they share its weights.
     """
 
-    def __init__(self, model: ServedModel, name: Library) -> None:
+    def __init__(self, model: ServedModel, name: Library, beside: TensorRTBackend | None = None) -> None:
         record = model.engine
         assert record is not None
         self.name, self.precision, self.profiles = name, model.precision, record.profiles
         self.outputs, self.per_token = model.task.outputs, model.task.per_token
         library, gpu = load_library(name), first_gpu()
         here = Here(name, library.__version__, gpu.name, gpu.compute_capability)
-        plan = read_plan(model.path, check_loadable(model.path, record, here))
-        self.errors: list[str] = []
+        plan = check_loadable(model.path, record, here)
+        self.errors: list[str] = beside.errors if beside else []
+        self.lock: Lock = beside.lock if beside else Lock()
         self.contexts: list[trt.IExecutionContext] = []
         self.graphs = record.cuda_graphs
         self.seen: set[Shape] = set()
@@ -115,7 +120,10 @@ class TensorRTBackend(Backend):
         self.turn = 0
         try:
             self.copied = self.cuda.event(), self.cuda.event()
-            self._load(library, plan)
+            self.engine: trt.ICudaEngine = (
+                beside.engine if beside else self._deserialize(library, read_plan(model.path, plan))
+            )
+            self._prepare(library)
             self._allocate(library)
         except BaseException:
             self.close()
@@ -220,11 +228,13 @@ class TensorRTBackend(Backend):
         rounded = replace(exact, length=min(-(-exact.length // GRAPH_GRAIN) * GRAPH_GRAIN, most))
         return rounded if self.graphs and rounded.has_graph else exact
 
-    def _load(self, library: TensorRT, plan: bytes) -> None:
-        """The engine, memory for its activations, and a context for each profile."""
-        # it refuses engines with host code in them, as long as nobody tells it otherwise
+    def _deserialize(self, library: TensorRT, plan: bytes) -> trt.ICudaEngine:
+        """The engine; one with host code in it is refused, as long as nobody tells the runtime otherwise."""
         runtime: trt.Runtime = start(library, library.Runtime, self.errors)
-        self.engine = self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
+        return self._got(runtime.deserialize_cuda_engine(plan), f"a plan of {len(plan) / _MIB:,.1f} MiB")
+
+    def _prepare(self, library: TensorRT) -> None:
+        """Memory for the activations of the engine, and a context for each profile."""
         self.settings = self.engine.create_runtime_config()
         self.settings.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
         self.captures = self.graphs and self.name == "tensorrt"
@@ -237,7 +247,8 @@ class TensorRTBackend(Backend):
     def _context(self, profile: int) -> trt.IExecutionContext:
         """A context for a profile; all share the scratch memory, as one at a time is at work."""
         what = f"a context for profile {self.profiles[profile]}"
-        context = self._got(self.engine.create_execution_context(runtime_config=self.settings), what)
+        with self.lock:  # TensorRT: what several threads share is used by one at a time
+            context = self._got(self.engine.create_execution_context(runtime_config=self.settings), what)
         context.set_device_memory(self.scratch, self.scratch_bytes)
         self._got(context.set_optimization_profile_async(profile, self.cuda.stream), what)
         self.cuda.synchronize()

@@ -53,7 +53,7 @@ def test_what_was_allocated_is_freed(bench: Bench) -> None:
     assert not bench.driver.device
     assert not bench.driver.pinned
     assert not bench.driver.graphs
-    assert bench.driver.stream is None
+    assert not bench.driver.streams
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -62,7 +62,7 @@ def test_what_is_being_computed_is_waited_for_before_its_memory_goes(bench: Benc
     with TensorRTBackend(model, "tensorrt") as backend:
         for _ in range(3):
             backend.execute(backend.upload(batch(2, 16)))
-        assert bench.driver.stream
+        assert bench.driver.at_work
     assert not bench.driver.device
     assert vars(backend).keys().isdisjoint({"engine", "settings", "tensors"})  # views of memory that is gone
 
@@ -157,7 +157,7 @@ def test_too_little_memory_says_what_was_asked_and_what_is_free(bench: Bench) ->
     with pytest.raises(BackendError, match=message):
         TensorRTBackend(model, "tensorrt")
     assert not bench.driver.device
-    assert bench.driver.stream is None
+    assert not bench.driver.streams
 
 
 def test_too_little_pinned_memory_says_what_was_asked_and_what_is_free(bench: Bench) -> None:
