@@ -194,7 +194,8 @@ class TensorRTBackend(Backend):
             self._compute(self.last, inputs)
             self._capture(self.last, inputs)
         else:
-            self.seen.add(inputs)
+            if inputs.has_graph:
+                self.seen.add(inputs)
             self.last = self.contexts[inputs.profile]
             self._compute(self.last, inputs)
         return inputs

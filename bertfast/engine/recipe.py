@@ -30,7 +30,7 @@ class Recipe(Config):
         hardware_compatibility: which other GPUs the plan is to run on (TensorRT).
         version_compatible: refused: such a plan brings host code along, which no runtime of ours executes.
         timing_cache: whether what the builder timed travels along for the next build (TensorRT).
-        cuda_graphs: whether the runtime is to record a CUDA graph for each shape.
+        cuda_graphs: whether the runtime is to record CUDA graphs for shapes of small batches that come again.
     """
 
     library: Library
