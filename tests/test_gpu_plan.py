@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.gpu import lengths, models, run
+from benchmarks.gpu import engines, inference, lengths, models, run
 from benchmarks.gpu.run import PLAN, Step
+from benchmarks.gpu.step import Run
+from bertfast.backends import open_served
+from bertfast.backends.pytorch import TorchBackend
 
 
 def statuses(out: Path) -> dict[str, str]:
@@ -58,13 +63,55 @@ def test_the_counts_of_lengths_are_those_of_the_data(data_folder: Path, minilm: 
 
 
 def test_the_shapes_have_as_many_weights_as_their_models() -> None:
-    from benchmarks.gpu.inference import layer_weights
-
-    assert {name: round(layer_weights(shape) / 1e6) for name, shape in models.SHAPES.items()} == {
+    assert {name: round(inference.layer_weights(shape) / 1e6) for name, shape in models.SHAPES.items()} == {
         "minilm": 11,
         "bert-base": 85,
         "bert-large": 302,
     }
+
+
+def test_what_is_measured_is_written_before_what_compiles_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is ended while something compiles has a table; what users call is timed."""
+    streamed: list[int] = []
+
+    def contender(*_: object) -> inference.Contender:
+        return inference.Contender(lambda: None, lambda: streamed.append(1))
+
+    def hanging(*_: object) -> inference.Contender:
+        raise KeyboardInterrupt
+
+    makers = {"torch-packed bf16": contender, "other": contender, "torch-packed bf16 compiled": hanging}
+    monkeypatch.setattr(inference, "all_makers", lambda *_: makers)
+    here = Run(torch.device("cpu"), True, tmp_path / "rows")
+    for step in (inference.offline, inference.single_stream):
+        here.rows.unlink(missing_ok=True)
+        with pytest.raises(KeyboardInterrupt):
+            step(here, "minilm", *(["sst2"] if step is inference.offline else []))
+        rows = [json.loads(line) for line in here.rows.read_text().splitlines()]
+        measured = [row["contender"] for row in rows if "sequences_per_s" in row or row.get("part") == "whole"]
+        assert measured == ["torch-packed bf16", "other"]
+
+
+def test_engines_run_dry_on_the_fake_gpu(tmp_path: Path) -> None:
+    """Built by TensorRT for RTX, loaded by our runtime, computed by ONNX Runtime: the way, not the numbers."""
+    here = Run(torch.device("cpu"), True, tmp_path / "rows")
+    engines.engines(here)
+    rows = [json.loads(line) for line in here.rows.read_text().splitlines()]
+    assert [row for row in rows if "error" in row] == []
+    assert [row["within"] for row in rows if row.get("what") == "correctness"] == [True, True]
+    assert {row["contender"] for row in rows} == {"tensorrt-rtx fp32", "tensorrt-rtx fp16", "torch-packed bf16"}
+
+
+def test_the_way_from_ids_to_answers_is_the_one_that_users_take(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = open_served(classifier), []
+    monkeypatch.setattr(TorchBackend, "stream", lambda self, batches: asked.extend(batches) or ())
+    found = inference.ours(TorchBackend, model, lengths.draw("sst2", 9, 100, 20))
+    found.whole()
+    assert sum(map(len, asked)) == 9
 
 
 @pytest.mark.slow

@@ -76,30 +76,54 @@ def correctness(run: Run) -> None:
 
 
 def offline(run: Run, shape: str, mix: str) -> None:
-    """Sequences and real tokens a second in the lengths of a mix, and the share of the measured ceiling."""
+    """Sequences and real tokens a second in the lengths of a mix, and the share of the measured ceiling.
+
+    What compiles nothing is measured and written first; what compiles then takes turns with the best of it.
+    """
+    ceiling = timing.matmul_flops(run)
+    run.found(what="ceiling", tflops=ceiling / 1e12)
     with tempfile.TemporaryDirectory() as folder:
         model = open_served(models.write_model(run, shape, models.TASKS[mix], Path(folder)))
         config = shape_of(model)
         count = 24 if run.dry else SEQUENCES[shape] // (6 if mix == "squad" else 1)
         sequences = lengths.draw(mix, count, config.vocab_size, 64 if run.dry else 512)
-        contenders = make_contenders(run, model, sequences)
-        compute = timing.take_turns({name: one.compute for name, one in contenders.items()}, run, 7)
-        whole = timing.take_turns({name: one.whole for name, one in contenders.items()}, run, 3)
-    tokens = np.array([len(sequence) for sequence in sequences])
-    flops = tokens.sum() * flops_per_token(config, (tokens**2).sum() / tokens.sum(), 0) / 3
-    ceiling = timing.matmul_flops(run)
+        tokens = np.array([len(sequence) for sequence in sequences])
+        flops = tokens.sum() * flops_per_token(config, (tokens**2).sum() / tokens.sum(), 0) / 3
+        makers = all_makers(run, model, sequences)
+        eager = {name: make for name, make in makers.items() if "compile" not in name}
+        ready = dict(warm(run, model.name, eager))
+        measure(run, "eager", ready, tokens, flops, ceiling)
+        compared = {name: one for name, one in ready.items() if name in COMPARED}
+        for name in [name for name in makers if name not in eager]:
+            found = dict(warm(run, model.name, {name: makers[name]}))
+            if found:
+                measure(run, name, compared | found, tokens, flops, ceiling)
+
+
+def measure(
+    run: Run, turns: str, contenders: Mapping[str, Contender], tokens: np.ndarray, flops: float, ceiling: float
+) -> None:
+    """Let contenders take turns, and write a row for each.
+
+    Args:
+        turns: what tells these turns from others: figures are compared within them.
+        tokens: of each sequence.
+        flops: of all of them together; `ceiling` is what the card does in a second.
+    """
+    compute = timing.take_turns({name: one.compute for name, one in contenders.items()}, run, 7)
+    whole = timing.take_turns({name: one.whole for name, one in contenders.items()}, run, 3)
     for name, samples in compute.items():
         median_s = statistics.median(samples)
         run.found(
             contender=name,
-            sequences_per_s=count / median_s,
+            turns=turns,
+            sequences_per_s=len(tokens) / median_s,
             real_tokens_per_s=int(tokens.sum()) / median_s,
             tflops=flops / median_s / 1e12,
             share_of_ceiling=flops / median_s / ceiling,
-            whole_sequences_per_s=count / statistics.median(whole[name]) if name in whole else None,
+            whole_sequences_per_s=len(tokens) / statistics.median(whole[name]) if name in whole else None,
             **timing.summarize(samples),
         )
-    run.found(what="ceiling", tflops=ceiling / 1e12)
 
 
 def single_stream(run: Run, shape: str) -> None:
@@ -108,33 +132,37 @@ def single_stream(run: Run, shape: str) -> None:
     sequence = Encoded(list(range(5, 5 + size)), [0] * size)
     with tempfile.TemporaryDirectory() as folder:
         model = open_served(models.write_model(run, shape, "classify", Path(folder)))
-        contenders = make_contenders(run, model, [sequence])
-    for name, contender in contenders.items():
-        for part, call in contender._asdict().items():
-            with survived(run, name, shape):
-                samples = [timing.seconds(call, run) for _ in range(3 if run.dry else 200)]
-                p50, p90, p99 = np.quantile(samples, [0.5, 0.9, 0.99]).tolist()
-                run.found(contender=name, part=part, p50_s=p50, p90_s=p90, p99_s=p99)
-    read = 2 * layer_weights(shape_of(model))
-    run.found(what="floor", weight_bytes=read, s=read / timing.copy_bytes_per_s(run))
+        read = 2 * layer_weights(shape_of(model))
+        run.found(what="floor", weight_bytes=read, s=read / timing.copy_bytes_per_s(run))
+        for name, contender in warm(run, shape, all_makers(run, model, [sequence])):
+            for part, call in contender._asdict().items():
+                with survived(run, name, shape):
+                    samples = [timing.seconds(call, run) for _ in range(3 if run.dry else 200)]
+                    p50, p90, p99 = np.quantile(samples, [0.5, 0.9, 0.99]).tolist()
+                    run.found(contender=name, part=part, p50_s=p50, p90_s=p90, p99_s=p99)
 
 
-def make_contenders(run: Run, model: ServedModel, sequences: Sequence[Encoded]) -> dict[str, Contender]:
-    """All that can be made, each warmed up: what fails leaves a row."""
-    found: dict[str, Contender] = {}
-    makers: Mapping[str, Callable[[], Contender]] = {
+def all_makers(run: Run, model: ServedModel, sequences: Sequence[Encoded]) -> dict[str, Callable[[], Contender]]:
+    """What makes each contender, ours and others; those that compile come last, and not in a dry run."""
+    makers: dict[str, Callable[[], Contender]] = {
         name: partial(ours, make, model, sequences) for name, make in our_makers(run).items()
     } | {name: partial(theirs, run, model, sequences, **how) for name, how in PEERS.items()}
+    order = sorted(makers, key=lambda name: "compile" in name)
+    return {name: makers[name] for name in order if not (run.dry and "compile" in name)}
+
+
+def warm(run: Run, model: str, makers: Mapping[str, Callable[[], Contender]]) -> Iterator[tuple[str, Contender]]:
+    """Each that can be made, warmed up, with a row of how long it then takes alone: what fails leaves its error."""
     for name, make in makers.items():
-        if run.dry and "compile" in name:
-            continue
-        with survived(run, name, model.name):
+        contender = None
+        with survived(run, name, model):
             contender = make()
-            for call in contender:
+            for call in contender:  # graphs are recorded the second time that a layout comes
                 call()
-            run.synchronize()
-            found[name] = contender
-    return found
+            alone_s = {part: timing.seconds(call, run) for part, call in contender._asdict().items()}
+            run.found(contender=name, alone_s=alone_s)
+        if contender is not None:
+            yield name, contender
 
 
 def ours(make: Maker, model: ServedModel, sequences: Sequence[Encoded]) -> Contender:
@@ -146,11 +174,18 @@ def ours(make: Maker, model: ServedModel, sequences: Sequence[Encoded]) -> Conte
         for inputs in uploaded:
             backend.execute(inputs)
 
-    def whole() -> None:
-        for group in backend.group(numbers):
-            backend.run(pad([sequences[i] for i in group], pad_id))
+    return Contender(compute, streamed(backend, model, sequences))
 
-    return Contender(compute, whole)
+
+def streamed(backend: Backend, model: ServedModel, sequences: Sequence[Encoded]) -> timing.Call:
+    """What users call: batches are padded and uploaded while others are computed."""
+    numbers, pad_id = [len(sequence) for sequence in sequences], model.context.tokenizer.pad_id
+
+    def whole() -> None:
+        for _ in backend.stream(pad([sequences[i] for i in group], pad_id) for group in backend.group(numbers)):
+            pass
+
+    return whole
 
 
 # fp16, eager and in the order given, is what most run; sorted and compiled is the best that a few lines reach
@@ -160,6 +195,7 @@ PEERS = {
     "transformers fp16 sorted compile": {"in_order": False, "compiled": True},
 }
 PEER_BATCH = 64
+COMPARED = ("torch-packed bf16", "transformers fp16 sorted")  # what takes turns with each that is compiled
 
 
 def theirs(

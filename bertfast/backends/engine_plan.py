@@ -116,7 +116,7 @@ class EngineRecord(Config):
     profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
     shapes: ShapePlan | None = None
     hardware_compatibility: HardwareCompatibility = "none"
-    version_compatible: bool = False
+    version_compatible: Literal[False] = Field(False, exclude=True)  # what manifests of before the refusal say
     cuda_graphs: bool = False
     recipe: dict[str, Any]
 
@@ -201,13 +201,10 @@ def check_loadable(path: Path, record: EngineRecord, here: Here) -> PlanRecord:
 
 
 def _check_version(path: Path, record: EngineRecord, here: Here) -> None:
-    built, found = _numbers(record.library_version), _numbers(here.version)
-    forward = record.version_compatible and built[0] == found[0] and built <= found
-    if built != found and not forward:
-        allowed = f" or a later {built[0]}.x" if record.version_compatible else ""
+    if _numbers(record.library_version) != _numbers(here.version):
         raise EngineError(
             f"{path} was built by {record.library} {record.library_version}, and {here.version} is installed. It loads "
-            f"in that version{allowed}: pip install '{record.library}=={record.library_version}'. Or: {_rebuild(path)}"
+            f"in that version alone: pip install '{record.library}=={record.library_version}'. Or: {_rebuild(path)}"
         )
 
 

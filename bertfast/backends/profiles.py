@@ -84,7 +84,8 @@ def group_by_profile(lengths: Sequence[int], profiles: Sequence[ShapeProfile], b
 
 
 def _home(profiles: Sequence[ShapeProfile], length: int) -> int:
-    able = [place for place, profile in enumerate(profiles) if profile.length[2] >= length]
-    if not able:
+    """Where a batch goes that is as full as it can be without more padding."""
+    full = [(max(length, profile.length[0]), -profile.batch[2]) for profile in profiles if profile.length[2] >= length]
+    if not full:
         raise ProfileError(_refusal(profiles, 1, length))
-    return min(able, key=lambda place: (max(length, profiles[place].length[0]), -profiles[place].batch[2]))
+    return choose_profile(profiles, -min(full)[1], length)

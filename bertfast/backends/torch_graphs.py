@@ -17,18 +17,22 @@ Shape = TypeVar("Shape", bound=Hashable)
 
 
 class Replayed(Generic[Shape]):
-    """A function of a tensor and of what says its shapes; on a GPU each shape has a graph, elsewhere it is called.
+    """A function of a tensor and of what says its shapes; on a GPU a shape that comes again has a graph.
 
-    Either way the function reads a tensor of the shape's own, which every call fills. Outputs hold until the next call:
-    all graphs compute in the same memory, one at a time.
+    From then on the function reads a tensor of the shape's own, which every call fills. Outputs hold until the next
+    call: all graphs compute in the same memory, one at a time. What was not used for the longest time goes first.
     """
 
     def __init__(self, function: Callable[[Tensor, Shape], Outputs]) -> None:
         self._function = function
+        self._seen: set[Shape] = set()
         self._held: dict[Shape, tuple[Tensor, Callable[[], Outputs]]] = {}
         self._pool: Any = None  # an opaque handle
 
     def __call__(self, values: Tensor, shape: Shape) -> Outputs:
+        if shape not in self._seen:
+            self._seen.add(shape)
+            return self._function(values, shape)
         if shape not in self._held:
             if len(self._held) == MAX_GRAPHS:
                 del self._held[next(iter(self._held))]
@@ -38,7 +42,7 @@ class Replayed(Generic[Shape]):
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 call = _captured(call, self._pool)
             self._held[shape] = own, call
-        own, compute = self._held[shape]
+        self._held[shape] = own, compute = self._held.pop(shape)
         own.copy_(values)
         return compute()
 

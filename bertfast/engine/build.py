@@ -129,7 +129,6 @@ def build(
             profiles=profiles,
             shapes=shapes or _kept_shapes(source, profiles),
             hardware_compatibility=recipe.hardware_compatibility,
-            version_compatible=recipe.version_compatible,
             cuda_graphs=recipe.cuda_graphs,
             recipe=recipe.model_dump(mode="json", exclude_defaults=True),
         )

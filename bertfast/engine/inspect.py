@@ -37,7 +37,7 @@ class Graph(Config):
     """What the ONNX holds that an engine was built from.
 
     Attributes:
-        products: matrix products by the format of their operands; `plain` where nothing is quantised.
+        products: matrix products by the format of their operands; `plain` where not both are quantised.
         quantized: the names of those that are in INT8 or FP8.
         attentions: softmaxes and Attention operators, one for each layer of a BERT.
         casts: changes of type that the graph asks for.
@@ -125,16 +125,13 @@ def read_graph(file: Path) -> Graph:
     """Read the ONNX of an engine; its products are counted, and it is not run."""
     graph = onnx.load(file).graph
     stored = {item.name: item for item in graph.initializer}
-    quantized = {
-        node.output[0]: _QUANTIZED[stored[node.input[0]].data_type]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored
-    }
-    products = {
-        node.name: next((quantized[name] for name in node.input if name in quantized), "plain")
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm")
-    }
+    steps = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = {}
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            read = [steps.get(name) for name in node.input[:2]]
+            weights = [stored[name].data_type for name in read if name in stored]
+            products[node.name] = _QUANTIZED[weights[0]] if weights and None not in read else "plain"
     sizes: Counter[str] = Counter()
     for item in graph.initializer:
         sizes[_STORED.get(item.data_type, "other")] += len(item.raw_data)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertfast.backends.engine_plan import EngineRecord, Here, Library, check_loadable, read_plan
 from bertfast.backends.gpu import first_gpu
-from bertfast.backends.library import TensorRT, load_library, make_logger
+from bertfast.backends.library import TensorRT, load_library, said, start
 from bertfast.config import ShapeProfile
 from bertfast.engine.recipe import Recipe
 from bertfast.errors import EngineError
@@ -47,7 +47,7 @@ class Product:
     """A matrix product of a network.
 
     Attributes:
-        operands: the format of what it multiplies, such as `int8` where both operands are dequantised.
+        operands: the format of what it multiplies, such as `int8` where both operands are dequantised from it.
         around: the format of its result, such as `float`.
         weights: how many weights it multiplies by; 0 where both operands are computed.
     """
@@ -72,16 +72,15 @@ def read_network(name: Library, onnx: Path) -> Network:
     """Parse an ONNX file.
 
     Raises:
-        BackendError: the library is missing.
+        BackendError: the library is missing, or finds no GPU where it wants one.
         EngineError: an operator is not supported, or the file is no ONNX; node and operator are named.
     """
     library, errors = load_library(name), list[str]()
-    logger = make_logger(library, errors)
-    builder: trt.Builder = library.Builder(logger)
+    builder: trt.Builder = start(library, library.Builder, errors)
     # 10.13 types strongly when it is told to, 11 and RTX always
     typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition: trt.INetworkDefinition = builder.create_network(typed)
-    parser: trt.OnnxParser = library.OnnxParser(definition, logger)
+    parser: trt.OnnxParser = library.OnnxParser(definition, builder.logger)
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(f"{onnx} is not built: {_parse_error(parser)}")
     return Network(library, builder, definition, parser, errors)
@@ -99,18 +98,20 @@ def products(network: Network) -> list[Product]:
     """The matrix products of a network, in its order."""
     library, definition = network.library, network.definition
     layers: list[trt.ILayer] = [definition.get_layer(number) for number in range(definition.num_layers)]
-    quantized = {
-        layer.get_output(0).name: layer.get_input(0).dtype.name.lower()
-        for layer in layers
-        if layer.type == library.LayerType.DEQUANTIZE
-    }
+    quantized: dict[str, str | None] = {}
     found = []
     for layer in layers:
+        if layer.type == library.LayerType.DEQUANTIZE:
+            quantized[layer.get_output(0).name] = layer.get_input(0).dtype.name.lower()
+        if layer.type == library.LayerType.SHUFFLE:  # the parser gives weights the rank of their inputs
+            quantized[layer.get_output(0).name] = quantized.get(layer.get_input(0).name)
         if layer.type == library.LayerType.MATRIX_MULTIPLY:
             left, right = layer.get_input(0), layer.get_input(1)
             around = left.dtype.name.lower()
+            steps = {quantized.get(left.name), quantized.get(right.name)}
+            operands = steps.pop() if len(steps) == 1 else None
             weights = math.prod(right.shape) if min(right.shape) > 0 else 0
-            found.append(Product(layer.name, quantized.get(left.name, around), around, weights))
+            found.append(Product(layer.name, operands or around, around, weights))
     return found
 
 
@@ -133,8 +134,7 @@ def build_plan(
     network.errors.clear()
     plan: Any = network.builder.build_serialized_network(network.definition, config)
     if plan is None:
-        said = network.errors[-1] if network.errors else "it says no more"
-        raise EngineError(f"no plan for {target or 'the GPU that is here'} was built: {said}")
+        raise EngineError(f"no plan for {target or 'the GPU that is here'} was built: {said(network.errors)}")
     timed: Any = config.get_timing_cache().serialize() if recipe.timing_cache else b""
     return bytes(plan), bytes(timed)
 
@@ -150,8 +150,6 @@ def _configure(
         config.builder_optimization_level = recipe.optimization_level
     if recipe.workspace_bytes is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
-    if recipe.version_compatible:
-        config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.hardware_compatibility == "ampere_plus":
         config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
     if recipe.hardware_compatibility == "same_compute_capability":
@@ -200,10 +198,10 @@ def describe_plan(path: Path, record: EngineRecord) -> Described:
     here = Here(record.library, library.__version__, gpu.name, gpu.compute_capability)
     plan = read_plan(path, check_loadable(path, record, here))
     errors: list[str] = []
-    runtime: trt.Runtime = library.Runtime(make_logger(library, errors))
+    runtime: trt.Runtime = start(library, library.Runtime, errors)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path} is not loaded: {errors[-1] if errors else 'the library says no more'}")
+        raise EngineError(f"{path} is not loaded: {said(errors)}")
     inspector: trt.EngineInspector = engine.create_engine_inspector()
     memory = (engine.get_device_memory_size_for_profile_v2(place) for place in range(engine.num_optimization_profiles))
     return Described(inspector.get_engine_information(library.LayerInformationFormat.JSON), tuple(memory))

@@ -28,9 +28,9 @@ class Recipe(Config):
         optimization_level: how long the builder searches, 0 to 5; the library's own when not given.
         workspace_bytes: most scratch memory on the GPU that a layer may ask for; all of it when not given.
         hardware_compatibility: which other GPUs the plan is to run on (TensorRT).
-        version_compatible: whether later versions of the library are to load it (TensorRT).
+        version_compatible: refused: such a plan brings host code along, which no runtime of ours executes.
         timing_cache: whether what the builder timed travels along for the next build (TensorRT).
-        cuda_graphs: whether the runtime is to record a CUDA graph for each shape.
+        cuda_graphs: whether the runtime is to record CUDA graphs for shapes of small batches that come again.
     """
 
     library: Library
@@ -47,6 +47,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits_library(self) -> Self:
+        if self.version_compatible:
+            raise ConfigError(
+                "version_compatible makes a plan with host code in it, which runs when it is loaded: our runtimes "
+                "refuse that. Take it out, and build again for another version: bertfast build ENGINE --rebuild"
+            )
         if self.library == "tensorrt":
             if self.targets:
                 raise ConfigError(
@@ -78,7 +83,6 @@ class Recipe(Config):
 
 _NOT_OF_RTX = {
     "hardware_compatibility": "name each compute capability in targets",
-    "version_compatible": "its wheels carry no lean runtime, and a plan belongs to the version that built it",
     "timing_cache": "it times nothing while it builds",
 }
 

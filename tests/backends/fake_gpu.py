@@ -20,7 +20,7 @@ from bertfast.config import ShapeProfile
 from bertfast.text.batch import Batch
 
 GPU = Gpu("Fake GPU", "SM89", (13, 0))
-STREAM = 7
+FIRST_STREAM = 1000
 Work = Callable[[], None]
 
 
@@ -31,19 +31,32 @@ class FakeDriver:
         self.total = total
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
-        self.stream: list[Work] | None = None
-        self.capturing: list[Work] | None = None
+        self.streams: dict[int, list[Work]] = {}
+        self.capturing: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
+        self.events: dict[int, int] = {}  # how often each is on its stream
+        self.recorded: dict[int, int] = {}  # the stream of each
+        self.others: dict[int, list[Work]] = {}  # what is on other streams
+        self.followed: dict[int, list[Work]] = {}  # of that, what comes before an event
         self.handles = itertools.count(100)
         self.current = False
         self.launched = 0
+        self.most_pinned = 2**30
+        self.void = False  # whether something forbidden was done during the capture
 
-    def put(self, work: Work) -> None:
-        """What a library puts on the stream."""
-        assert self.stream is not None
-        (self.stream if self.capturing is None else self.capturing).append(work)
+    def put(self, stream: int, work: Work) -> None:
+        """What a library puts on a stream."""
+        self.capturing.get(stream, self.streams[stream]).append(work)
+
+    @property
+    def at_work(self) -> bool:
+        return any(self.streams.values())
 
     def cuInit(self, flags: Any) -> int:
+        return 0
+
+    def cuGetErrorString(self, error: int, text: Any) -> int:
+        text._obj.value = {2: b"out of memory", 901: b"operation failed due to a previous error during capture"}[error]
         return 0
 
     def cuDeviceGet(self, device: Any, number: Any) -> int:
@@ -62,19 +75,51 @@ class FakeDriver:
 
     def cuStreamCreate(self, stream: Any, flags: Any) -> int:
         assert self.current
-        self.stream, stream._obj.value = [], STREAM
+        stream._obj.value = FIRST_STREAM + next(self.handles)
+        self.streams[stream._obj.value] = []
         return 0
 
     def cuStreamDestroy_v2(self, stream: Any) -> int:
-        self.stream = None
+        assert not self.streams.pop(stream.value)
         return 0
 
     def cuStreamSynchronize(self, stream: Any) -> int:
-        assert self.capturing is None, "a stream is not waited for while it is captured"
-        assert self.stream is not None
-        work, self.stream = self.stream, []
-        for step in work:
-            step()
+        assert stream.value not in self.capturing, "a stream is not waited for while it is captured"
+        while self.streams[stream.value]:
+            self.streams[stream.value].pop(0)()
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: Any) -> int:
+        event._obj.value = next(self.handles)
+        self.events[event._obj.value] = 0
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        if stream.value not in self.streams:
+            self.followed[event.value] = self.others.pop(stream.value, [])
+            return 0
+        self.events[event.value] += 1
+        self.recorded[event.value] = stream.value
+        self.put(stream.value, lambda: self._pass(event.value))
+        return 0
+
+    def _pass(self, event: int) -> None:
+        self.events[event] -= 1
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        """What comes after the event stays on the stream."""
+        while self.events[event.value]:
+            self.streams[self.recorded[event.value]].pop(0)()
+        return 0
+
+    def cuStreamWaitEvent(self, stream: Any, event: Any, flags: Any) -> int:
+        """What is waited for happens in time."""
+        for work in self.followed.pop(event.value):
+            self.put(stream.value, work)
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        del self.events[event.value]
         return 0
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
@@ -89,10 +134,13 @@ class FakeDriver:
         return 0
 
     def cuMemFree_v2(self, address: Any) -> int:
+        assert not self.at_work, "what is on a stream needs its memory"
         del self.device[address.value]
         return 0
 
     def cuMemAllocHost_v2(self, address: Any, size: Any) -> int:
+        if sum(map(len, self.pinned.values())) + size.value > self.most_pinned:
+            return 2
         memory = ctypes.create_string_buffer(size.value)
         address._obj.value = ctypes.addressof(memory)
         self.pinned[ctypes.addressof(memory)] = memory
@@ -111,18 +159,20 @@ class FakeDriver:
         return 0
 
     def _copy(self, target: int, to: dict[int, Any], source: int, of: dict[int, Any], size: int, stream: Any) -> None:
-        assert stream.value == STREAM
         assert size <= min(len(to[target]), len(of[source]))
-        self.put(lambda: ctypes.memmove(target, source, size) and None)
+        self.put(stream.value, lambda: ctypes.memmove(target, source, size) and None)
 
     def cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> int:
-        assert not self.stream, "what is on the stream is not part of the capture"
-        self.capturing = []
+        assert not self.streams[stream.value], "what is on the stream is not part of the capture"
+        self.capturing[stream.value] = []
         return 0
 
     def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        graph._obj.value = self._keep(self.capturing or [])
-        self.capturing = None
+        work = self.capturing.pop(stream.value)
+        if self.void:
+            self.void = False
+            return 901
+        graph._obj.value = self._keep(work)
         return 0
 
     def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:
@@ -139,13 +189,14 @@ class FakeDriver:
         return 0
 
     def cuGraphExecDestroy(self, graph: Any) -> int:
+        assert not self.at_work, "a graph may be at work"
         del self.graphs[graph.value]
         return 0
 
     def cuGraphLaunch(self, graph: Any, stream: Any) -> int:
         self.launched += 1
         for step in self.graphs[graph.value]:
-            self.put(step)
+            self.put(stream.value, step)
         return 0
 
 
@@ -225,7 +276,7 @@ class IExecutionContext:
         self._memory = True
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        assert stream_handle == STREAM
+        assert stream_handle in self._fake.driver.streams
         self._profile, self._shapes = self._fake.profiles[profile_index], {}
         return True
 
@@ -250,13 +301,17 @@ class IExecutionContext:
         return memory in self._fake.driver.device
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        assert stream_handle == STREAM, "the default stream is slow"
+        assert stream_handle in self._fake.driver.streams, "the default stream is slow"
         assert self._memory, "the context has no memory to work in"
         if self.infer_shapes() or self._addresses.keys() != self._fake.types.keys():
             return False
+        if stream_handle in self._fake.driver.capturing and not self._fake.captures:
+            self._fake.log("operation not permitted when the stream is capturing")
+            self._fake.driver.void = True
+            return False
         shapes = {name: self.get_tensor_shape(name) for name in self._fake.types}
         addresses = dict(self._addresses)
-        self._fake.driver.put(lambda: self._compute(shapes, addresses))
+        self._fake.driver.put(stream_handle, lambda: self._compute(shapes, addresses))
         return True
 
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
@@ -282,6 +337,7 @@ class FakeTensorRT:
         computed: the shapes that were computed.
         starts: whether CUDA starts.
         loads: whether plans are taken.
+        captures: whether its kernels can be captured.
     """
 
     __name__ = "tensorrt"
@@ -305,7 +361,7 @@ class FakeTensorRT:
         self.types: dict[str, type] = dict.fromkeys(names, np.int64) | dict.fromkeys(outputs, output_type)
         self.scratch_bytes = 1000
         self.most_contexts = 1000
-        self.starts = self.loads = True
+        self.starts = self.loads = self.captures = True
         self.loaded: list[bytes] = []
         self.computed: list[tuple[int, ...]] = []
         self.contexts: list[IExecutionContext] = []

@@ -82,14 +82,9 @@ def test_the_plan_for_the_gpu_that_is_here_is_chosen() -> None:
             "built on NVIDIA H100, and this is NVIDIA H200. .*bertfast build my-engine --rebuild .*hardware_compatib",
         ),
         (
-            on_one_gpu(version_compatible=True),
-            replace(SERVER, version="12.0.0.1"),
-            "11.4.0.106, and 12.0.0.1 is installed. It loads in that version or a later 11.x",
-        ),
-        (
-            on_one_gpu(version_compatible=True),
-            replace(SERVER, version="11.3.9.999"),
-            "11.4.0.106, and 11.3.9.999 is installed",
+            on_one_gpu(),
+            replace(SERVER, version="11.10.0.1"),
+            "11.4.0.106, and 11.10.0.1 is installed. It loads in that version alone",
         ),
         (
             on_one_gpu(hardware_compatibility="same_compute_capability"),
@@ -111,7 +106,6 @@ def test_what_it_was_not_built_for_is_refused_by_both_names(engine: EngineRecord
 @pytest.mark.parametrize(
     ("changes", "here"),
     [
-        ({"version_compatible": True}, replace(SERVER, version="11.10.0.1")),
         ({"hardware_compatibility": "same_compute_capability"}, replace(SERVER, gpu="NVIDIA H200")),
         ({"hardware_compatibility": "ampere_plus"}, replace(SERVER, gpu="NVIDIA A10", compute_capability="SM86")),
     ],
@@ -183,3 +177,9 @@ def test_a_manifest_that_names_another_plan_is_refused(engine: Path, tmp_path: P
         read_engine(edited(engine, tmp_path / "two", plans=missing))
     with pytest.raises(ConfigError, match="manifest.json: engine: library = 'tensorflow'"):
         read_engine(edited(engine, tmp_path / "three", library="tensorflow"))
+
+
+def test_an_engine_of_before_is_read_unless_its_plan_has_host_code(engine: Path, tmp_path: Path) -> None:
+    assert read_engine(edited(engine, tmp_path / "one", version_compatible=False))[1] == read_engine(engine)[1]
+    with pytest.raises(ConfigError, match="engine: version_compatible = True"):
+        read_engine(edited(engine, tmp_path / "two", version_compatible=True))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertfast.backends.profiles import choose_profile, group_by_profile
+from bertfast.backends.profiles import _home, choose_profile, group_by_profile
 from bertfast.config import ShapeProfile
 from bertfast.errors import ProfileError
 
@@ -35,6 +35,16 @@ def test_of_equal_padding_the_nearest_best_shape_wins() -> None:
     far = ShapeProfile(batch=(1, 32, 32), length=(1, 512, 512))
     assert choose_profile([far, near], 8, 100) == 1
     assert choose_profile([far, near], 30, 500) == 0
+
+
+@given(st.lists(st.sampled_from([1, 7, 16, 40]), min_size=1, max_size=64))
+def test_a_full_batch_is_computed_by_the_profile_that_it_was_made_for(lengths: list[int]) -> None:
+    """Of two profiles as long and as wide, the one with the nearer best shape makes the batches and takes them."""
+    narrow = ShapeProfile(batch=(1, 1, 8), length=(1, 512, 512))
+    near = ShapeProfile(batch=(1, 8, 8), length=(1, 16, 64))
+    for profiles in ([narrow, near], [near, narrow]):
+        homes = {length: profiles[_home(profiles, length)] for length in lengths}
+        assert all(profiles[choose_profile(profiles, 8, length)] == home for length, home in homes.items())
 
 
 @pytest.mark.parametrize(

@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import bertfast
-from bertfast import artifact
-from bertfast.backends import backends_for, gpu, open_served, tensorrt
+from bertfast.backends import backends_for, gpu
 from bertfast.backends.cuda import Cuda
-from bertfast.backends.engine_plan import EngineRecord, Library, PlanRecord
+from bertfast.backends.engine_plan import Library
 from bertfast.backends.predictor import Predictor
-from bertfast.backends.served import ServedModel
 from bertfast.backends.tensorrt import TensorRTBackend
 from bertfast.config import ModelConfig, Precision, ShapeProfile
 from bertfast.errors import BackendError, EngineError, ProfileError
 from bertfast.export.export import export
 from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Tokenizer
-from tests.backends.fake_gpu import GPU, CudaGraphStrategy, FakeDriver, FakeTensorRT
+from tests.backends.engine_bench import LARGE, PLAN, SMALL, Bench, batch
+from tests.backends.fake_gpu import CudaGraphStrategy
 from tests.conftest import write_checkpoint
 
-PLAN = b"a plan of nothing"
-SMALL = ShapeProfile(batch=(1, 1, 2), length=(16, 16, 32))
-LARGE = ShapeProfile(batch=(1, 4, 8), length=(16, 32, 48))
 TEXTS = ["The river.", "The old bridge crosses the garden near a mountain.", "a", *["The lantern waits."] * 12]
-
-
-def write_engine(
-    path: Path, exported: Path, profiles: tuple[ShapeProfile, ...], library: Library, cuda_graphs: bool
-) -> ServedModel:
-    source = artifact.open_manifest(exported)
-    with artifact.create(
-        path, "engine", task=source.task, precision=source.precision, labels=source.labels, parents=source.parents
-    ) as draft:
-        shutil.copytree(exported, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
-        (draft.path / "SM89.plan").write_bytes(PLAN)
-        record = EngineRecord(
-            library=library,
-            library_version=FakeTensorRT.__version__,
-            cuda_version="13",
-            gpu=GPU.name,
-            onnx="model.onnx",
-            onnx_sha256=source.files["model.onnx"].sha256,
-            plans=(PlanRecord(file="SM89.plan", sha256=artifact.sha256_of(draft.path / "SM89.plan"), target="SM89"),),
-            profiles=profiles,
-            cuda_graphs=cuda_graphs,
-            recipe={},
-        )
-        draft.settings = source.settings | {"engine": record.model_dump(mode="json")}
-    return open_served(path)
-
-
-class Bench:
-    """An engine artefact, the fake GPU that it is loaded on, and what ONNX Runtime makes of the same graph."""
-
-    def __init__(self, path: Path, exported: Path, patch: pytest.MonkeyPatch) -> None:
-        self.path, self.exported, self.patch = path, exported, patch
-        self.driver = FakeDriver()
-        self.source = bertfast.load(exported, "onnxruntime")
-
-    def model(
-        self,
-        *profiles: ShapeProfile,
-        library: Library = "tensorrt",
-        cuda_graphs: bool = False,
-        output_type: type = np.float32,
-    ) -> ServedModel:
-        model = write_engine(self.path, self.exported, profiles, library, cuda_graphs)
-        width = len(model.context.labels)
-        shapes = {
-            name: (lambda rows, length: (rows, length, width))
-            if name in model.task.per_token
-            else (lambda rows, length: (rows, width))
-            for name in model.task.outputs
-        }
-        self.library = FakeTensorRT(self.driver, profiles, shapes, self.source.backend.run, output_type=output_type)
-        self.patch.setattr(tensorrt, "load_library", lambda name: self.library)
-        self.patch.setattr(tensorrt, "first_gpu", lambda: GPU)
-        self.patch.setattr("bertfast.backends.cuda.open_driver", lambda: self.driver)
-        return model
-
-
-@pytest.fixture
-def bench(tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(tmp_path / "engine", exported, monkeypatch)
-    with made.source:
-        yield made
-
-
-def batch(rows: int, length: int) -> Batch:
-    ones = np.ones((rows, length), np.int64)
-    return Batch(ones * 5, ones, ones * 0)
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -119,47 +45,26 @@ def test_answers_are_those_of_the_graph(bench: Bench, library: Library, cuda_gra
 def test_what_was_allocated_is_freed(bench: Bench) -> None:
     model = bench.model(SMALL, LARGE, cuda_graphs=True)
     with TensorRTBackend(model, "tensorrt") as backend:
-        backend.run(batch(2, 16))
+        for _ in range(2):
+            backend.run(batch(2, 16))
         assert len(bench.driver.device) == 5  # activations, three inputs, one output
         assert bench.driver.graphs
         backend.close()
     assert not bench.driver.device
     assert not bench.driver.pinned
     assert not bench.driver.graphs
-    assert bench.driver.stream is None
+    assert not bench.driver.streams
 
 
-def test_a_graph_is_captured_once_a_shape_and_launched_after(bench: Bench) -> None:
-    model = bench.model(SMALL, LARGE, cuda_graphs=True)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_what_is_being_computed_is_waited_for_before_its_memory_goes(bench: Bench, cuda_graphs: bool) -> None:
+    model = bench.model(SMALL, cuda_graphs=cuda_graphs)
     with TensorRTBackend(model, "tensorrt") as backend:
-        first = [backend.run(batch(2, 16))["logits"] for _ in range(3)]
-        assert bench.driver.launched == 2
-        assert len(bench.driver.graphs) == 1
-        backend.run(batch(3, 16))
-        again = backend.run(batch(2, 16))["logits"]
-        assert bench.driver.launched == 3
-        assert len(bench.driver.graphs) == 2
-        assert all(np.array_equal(one, first[0]) for one in (*first, again))
-
-
-def test_lengths_of_one_bucket_share_a_graph(bench: Bench) -> None:
-    model = bench.model(SMALL, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for length in (5, 9, 16):
-            found = backend.run(batch(1, length))["logits"]
-            assert np.allclose(found, bench.source.backend.run(batch(1, length))["logits"], atol=1e-4)
-        assert len(bench.driver.graphs) == 1
-        assert bench.driver.launched == 2
-
-
-def test_the_oldest_graph_goes_when_there_are_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "MAX_GRAPHS", 2)
-    model = bench.model(LARGE, cuda_graphs=True)
-    with TensorRTBackend(model, "tensorrt") as backend:
-        for rows in (1, 2, 3, 1):
-            backend.run(batch(rows, 16))
-        assert len(bench.driver.graphs) == 2
-        assert bench.driver.launched == 0
+        for _ in range(3):
+            backend.execute(backend.upload(batch(2, 16)))
+        assert bench.driver.at_work
+    assert not bench.driver.device
+    assert vars(backend).keys().isdisjoint({"engine", "settings", "tensors"})  # views of memory that is gone
 
 
 def test_tensorrt_for_rtx_captures_by_itself(bench: Bench) -> None:
@@ -191,11 +96,24 @@ def test_an_upload_waits_until_the_last_one_has_left_the_pinned_memory(bench: Be
     compute, seen = bench.library.compute, []
     bench.library.compute = lambda inputs: (seen.append(int(inputs.input_ids[0, 0])), compute(inputs))[1]
     with TensorRTBackend(model, "tensorrt") as backend:
-        for value in (5, 6):
+        for value in range(5, 10):
             ones = np.ones((1, 16), np.int64)
             backend.execute(backend.upload(Batch(ones * value, ones, ones * 0)))
         backend.synchronize()
-    assert seen == [5, 6]
+    assert seen == [5, 6, 7, 8, 9]
+
+
+def test_an_upload_does_not_wait_for_what_is_being_computed(bench: Bench) -> None:
+    model = bench.model(SMALL)
+    with TensorRTBackend(model, "tensorrt") as backend:
+        first = backend.execute(backend.upload(batch(2, 16)))
+        second = backend.upload(batch(1, 20))
+        assert not bench.library.computed
+        assert np.array_equal(backend.download(first)["logits"], bench.source.backend.run(batch(2, 16))["logits"])
+        backend.execute(second)
+        backend.upload(batch(2, 32))  # into the memory of the first
+        assert bench.library.computed == [(2, 16)]
+    assert not bench.driver.events
 
 
 @pytest.mark.parametrize(
@@ -239,7 +157,29 @@ def test_too_little_memory_says_what_was_asked_and_what_is_free(bench: Bench) ->
     with pytest.raises(BackendError, match=message):
         TensorRTBackend(model, "tensorrt")
     assert not bench.driver.device
-    assert bench.driver.stream is None
+    assert not bench.driver.streams
+
+
+def test_too_little_pinned_memory_says_what_was_asked_and_what_is_free(bench: Bench) -> None:
+    model = bench.model(ShapeProfile(batch=(1, 1, 512), length=(1, 16, 512)))
+    bench.driver.most_pinned = 5 * 2**20
+    message = (
+        r"take 2\.0 MiB of pinned memory beside 4\.0 that .* [\d,.]+ MiB of the host are free: .*\(out of memory\)"
+    )
+    with pytest.raises(BackendError, match=message):
+        TensorRTBackend(model, "tensorrt")
+    assert not bench.driver.device
+    assert not bench.driver.pinned
+
+
+def test_what_goes_wrong_in_a_capture_is_not_hidden_by_its_end(bench: Bench) -> None:
+    model = bench.model(SMALL, cuda_graphs=True)
+    bench.library.captures = False
+    with TensorRTBackend(model, "tensorrt") as backend:
+        with pytest.raises(BackendError, match="does not take 2x16 in a CUDA graph: operation not permitted when the"):
+            for _ in range(2):
+                backend.run(batch(2, 16))
+        backend.synchronize()  # the capture has ended
 
 
 def test_a_context_that_is_not_made_is_reported_with_the_reason(bench: Bench) -> None:

@@ -215,9 +215,9 @@ def test_tensorrt_builds_for_the_gpu_that_is_here_and_its_timings_travel_along(
     monkeypatch.setattr("bertfast.engine.library.load_library", lambda name: load_library("tensorrt-rtx"))
     monkeypatch.setattr("bertfast.engine.build.first_gpu", lambda: Gpu("NVIDIA H100", "SM90", (13, 0)))
     monkeypatch.setattr("bertfast.engine.build.build_plan", fake_plan)
-    recipe = Recipe(library="tensorrt", profiles=(SHORT,), timing_cache=True, version_compatible=True)
+    recipe = Recipe(library="tensorrt", profiles=(SHORT,), timing_cache=True)
     record = build(open_source(exported), tmp_path / "engine", recipe)
-    assert (record.gpu, record.version_compatible) == ("NVIDIA H100", True)
+    assert record.gpu == "NVIDIA H100"
     assert [(plan.file, plan.target) for plan in record.plans] == [("SM90.plan", "SM90")]
     assert (tmp_path / "engine" / "timing.cache").read_bytes() == b"timed "
     build(open_source(tmp_path / "engine"), tmp_path / "engine", recipe, overwrite=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,7 +17,8 @@ from bertfast.backends.engine_plan import read_engine
 from bertfast.backends.gpu import Gpu
 from bertfast.backends.library import load_library
 from bertfast.config import ShapeProfile
-from bertfast.engine.build import _FIRST_TARGET, _FORMATS
+from bertfast.engine.build import _FIRST_TARGET, _FORMATS, build, open_source
+from bertfast.engine.inspect import read_graph
 from bertfast.engine.library import Product, _configure, build_plan, cuda_version, describe_plan, products, read_network
 from bertfast.engine.recipe import TARGETS, Recipe
 from bertfast.errors import BackendError, EngineError
@@ -77,6 +79,20 @@ def test_the_first_target_of_each_format_is_what_the_library_builds_for(
                 build_plan(network, recipe, recipe.profiles, target, b"")
 
 
+@pytest.mark.parametrize("plain", [0, 1])
+def test_a_product_with_one_plain_operand_is_not_in_eight_bits(plain: int, tmp_path: Path) -> None:
+    """Weights in INT8 whose inputs are not quantised are stored in INT8 and multiplied in fp16."""
+    file = product("int8", "half", tmp_path / "product.onnx")
+    model = onnx.load(file)
+    (matmul,) = [node for node in model.graph.node if node.op_type == "MatMul"]
+    model.graph.initializer.append(helper.make_tensor("plain", FORMATS["half"], (WIDTH, WIDTH), np.ones(WIDTH * WIDTH)))
+    matmul.input[plain] = ("left", "plain")[plain]
+    onnx.save(model, file)
+    (found,) = products(read_network("tensorrt-rtx", file))
+    assert (found.operands, found.around) == ("half", "half")
+    assert read_graph(file).products == {"plain": 1}
+
+
 def test_an_operator_that_is_not_known_is_named_with_its_node(tmp_path: Path) -> None:
     node = helper.make_node("Antigravity", ["x"], ["y"], name="layer.3/lift", domain="elsewhere")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
@@ -107,6 +123,32 @@ def test_a_library_that_is_missing_comes_with_its_extra() -> None:
         load_library("tensorrt")
 
 
+def test_a_builder_that_finds_no_cuda_says_what_is_missing(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TensorRT's bindings raise TypeError where the library makes no builder."""
+    library = load_library("tensorrt-rtx")
+
+    def builder(logger: Any) -> None:
+        logger.log(library.ILogger.ERROR, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def no_driver() -> Gpu:
+        raise BackendError("there is no NVIDIA driver here")
+
+    monkeypatch.setattr("bertfast.engine.library.load_library", lambda name: library)
+    monkeypatch.setattr(library, "Builder", builder)
+    recipe = Recipe(library="tensorrt", profiles=(ShapeProfile(batch=(1, 1, 1), length=(1, 8, 64)),))
+    monkeypatch.setattr("bertfast.backends.library.first_gpu", no_driver)
+    with pytest.raises(BackendError, match="there is no NVIDIA driver here"):
+        build(open_source(exported), tmp_path / "engine", recipe)
+    monkeypatch.setattr("bertfast.backends.library.first_gpu", lambda: Gpu("NVIDIA H100", "SM90", (12, 4)))
+    with pytest.raises(
+        BackendError, match=r"does not start on NVIDIA H100: .* error: 35\. The driver goes up to CUDA 12"
+    ):
+        build(open_source(exported), tmp_path / "engine", recipe)
+
+
 def test_the_cuda_of_the_wheels_is_told() -> None:
     assert cuda_version("tensorrt-rtx") == "13"
     assert cuda_version("tensorrt") is None
@@ -130,15 +172,13 @@ def test_every_option_of_a_recipe_reaches_the_library(exported: Path) -> None:
     network = read_network("tensorrt-rtx", exported / "model.onnx")
     trt = network.library
     short, long = (ShapeProfile(batch=(1, 2, 4), length=lengths) for lengths in ((1, 16, 32), (33, 48, 64)))
-    options = {"version_compatible": True, "optimization_level": 5, "workspace_bytes": 2**28, "timing_cache": True}
+    options = {"optimization_level": 5, "workspace_bytes": 2**28, "timing_cache": True}
     recipe = Recipe(library="tensorrt", profiles=(short, long), **options)
     config = _configure(network, recipe, recipe.profiles, None)
-    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert (config.builder_optimization_level, config.num_optimization_profiles) == (5, 2)
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**28
     plain = _configure(network, Recipe(library="tensorrt", profiles=(short,)), (short,), "SM89")
     assert not plain.get_flag(trt.BuilderFlag.TF32)  # fp32 is no 19 bit format
-    assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert plain.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert (plain.num_compute_capabilities, plain.get_compute_capability(0)) == (1, trt.ComputeCapability.SM89)
 
