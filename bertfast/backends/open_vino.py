@@ -41,7 +41,7 @@ class OpenVinoBackend(Backend):
         self.hold_precision(_executed(self.compiled), model.precision, model.int8_weights)
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
-        return dict(batch.arrays)
+        return dict(batch.graph_inputs)
 
     def execute(self, inputs: dict[str, np.ndarray]) -> openvino.InferRequest:
         self.request.infer(inputs, share_inputs=True)
