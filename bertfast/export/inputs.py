@@ -136,16 +136,17 @@ class PackedGraph(ModelGraph):
         return self._of_the_row(firsts, "bert.pooler/first")
 
     def mean(self, hidden: str) -> str:
-        """As one matrix product with a row of zeros and ones for each sequence."""
+        """As one matrix product with a row of weights for each sequence; it is in the precision of the others, which a
+        runtime is held to."""
         numbers = self.op("Gather", ["sequence_ids", "sequence_starts"], "pooling/numbers", axis=1)
         of_sequence = self._numbers(numbers, [2], "pooling/of_sequence")
         of_token = self._numbers("sequence_ids", [1], "pooling/of_token")
         same = self.op("Equal", [of_sequence, of_token], "pooling/Equal")
         inside = self.op("Cast", [same], "pooling/Cast", to=TensorProto.FLOAT)
-        summed = self.op("MatMul", [inside, hidden], "pooling/MatMul")
         last = self.constant("last", [-1], np.int64)
         count = self.op("ReduceSum", [inside, last], "pooling/ReduceSum_inside", keepdims=1)
-        return self._of_the_row(self.op("Div", [summed, count], "pooling/Div_count"), "pooling/row")
+        weights = self.op("Div", [inside, count], "pooling/Div_count")
+        return self._of_the_row(self.op("MatMul", [weights, hidden], "bert.mean/MatMul"), "pooling/row")
 
     def _numbers(self, value: str, axes: Sequence[int], name: str) -> str:
         which = self.constant("axes_" + "_".join(map(str, axes)), list(axes), np.int64)
