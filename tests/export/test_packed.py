@@ -30,6 +30,7 @@ from bertfast.errors import ArtifactError, BackendError, CheckError
 from bertfast.export.export import Exported, export
 from bertfast.export.plan import ExportPlan
 from bertfast.text.batch import PACKED_INPUTS
+from bertfast.text.packing import with_padding
 from bertfast.text.tokenizer import Tokenizer
 from tests.backends.test_torch_packed import LABELS, TASKS, ragged, real_part
 from tests.conftest import labelled_rows, write_checkpoint, write_rows
@@ -144,6 +145,7 @@ def test_rows_hold_every_token_once_and_keep_to_their_size(lengths: list[int], r
         arrays = row.graph_inputs
         assert tuple(arrays) == PACKED_INPUTS
         assert all(array.dtype == np.int64 for array in arrays.values())
+        assert arrays["sequence_starts"].max() < arrays["input_ids"].size
         numbers = arrays["sequence_ids"][0]
         for place, start in zip(places, arrays["sequence_starts"], strict=True):
             if length := lengths[place]:
@@ -151,6 +153,15 @@ def test_rows_hold_every_token_once_and_keep_to_their_size(lengths: list[int], r
                 assert here.sum() == length
                 assert np.array_equal(arrays["input_ids"][0, here], batch.input_ids[place, :length])
                 assert np.array_equal(arrays["position_ids"][0, here], np.arange(length))
+
+
+@given(st.lists(st.integers(0, 64), min_size=1, max_size=40))
+def test_padding_comes_back_where_it_was(lengths: list[int]) -> None:
+    batch = ragged(1000, lengths)
+    real, found = batch.attention_mask == 1, np.zeros_like(batch.input_ids)
+    for places, row in rows_of(batch, 100):
+        found[places] = with_padding(row.input_ids, real[places])
+    assert np.array_equal(found, batch.input_ids * real)
 
 
 @pytest.mark.parametrize("attention", ["plain", "operator"])
