@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from bertfast.backends.protocol import Arrays, Backend, Executed
+from bertfast.backends.rows import smallest_row
 from bertfast.backends.served import ServedModel
 from bertfast.config import Precision
 from bertfast.errors import BackendError
@@ -40,11 +41,13 @@ class OnnxRuntimeBackend(Backend):
             # emulated: node by node as an engine would round; a fusion of INT8 in fp16 also makes a graph that fails
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self.outputs = list(model.task.outputs)
-        self.session, kernels = start(self.name, model.path / model.file, options, ["CPUExecutionProvider"])
+        self.session, kernels = start(
+            self.name, model.path / model.file, options, ["CPUExecutionProvider"], packed=model.packed
+        )
         self.hold_precision(executed(kernels), model.precision, model.int8_weights)
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
-        return dict(batch.arrays)
+        return dict(batch.graph_inputs)
 
     def execute(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return self.session.run(self.outputs, inputs)  # type: ignore[no-any-return]
@@ -64,24 +67,31 @@ def _adds_in_32_bits(cpu: Path) -> bool:
 
 
 def start(
-    name: str, file: Path, options: onnxruntime.SessionOptions, providers: Sequence[str | tuple[str, dict[str, str]]]
+    name: str,
+    file: Path,
+    options: onnxruntime.SessionOptions,
+    providers: Sequence[str | tuple[str, dict[str, str]]],
+    *,
+    packed: bool = False,
 ) -> tuple[onnxruntime.InferenceSession, list[dict[str, Any]]]:
     """Load a graph and compute two tokens.
 
     Args:
         name: of the backend.
+        packed: whether the graph takes packed rows.
     Returns:
         The session, and what its profile says of each kernel that ran.
     Raises:
         BackendError: ONNX Runtime refuses the graph or a provider; it is told not to go on with others by itself.
     """
     ones = np.ones((1, 2), np.int64)
+    batch = smallest_row() if packed else Batch(ones, ones, ones * 0)
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:
             session = onnxruntime.InferenceSession(file, options, providers=providers, enable_fallback=0)
-            session.run(None, Batch(ones, ones, ones * 0).arrays)
+            session.run(None, batch.graph_inputs)
         except Exception as error:  # the classes of onnxruntime's errors have no common public base
             said = str(error).strip(" .\n")
             raise BackendError(f"{name} cannot load {file}: {said}") from None

@@ -79,7 +79,7 @@ class OpenVinoBackend(Backend):
         return run, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
     def upload(self, batch: Batch) -> dict[str, np.ndarray]:
-        return dict(batch.arrays)
+        return dict(batch.graph_inputs)
 
     def execute(self, inputs: dict[str, np.ndarray]) -> openvino.InferRequest:
         self.request.infer(inputs, share_inputs=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from bertfast.backends.gpu import has_gpu
 from bertfast.backends.onnx_providers import missing_for_cuda, missing_for_tensorrt
 from bertfast.backends.protocol import Backend, precisions
+from bertfast.backends.rows import InRows
 from bertfast.backends.served import ServedModel
 from bertfast.errors import BackendError, did_you_mean
 
@@ -39,13 +40,15 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class _Runtime:
-    """A runtime; one that is `for_gpus` opens elsewhere too, where tests want its numbers and nobody its speed."""
+    """A runtime; one that is `for_gpus` opens elsewhere too, where tests want its numbers and nobody its speed.
+    One that `takes_rows` runs packed graphs."""
 
     kind: str
     package: str
     extra: str
     open: Opener
     for_gpus: bool = False
+    takes_rows: bool = False
     missing: Callable[[], str | None] = _nothing
 
 
@@ -101,8 +104,8 @@ _RUNTIMES = {
     "torch": _Runtime("checkpoint", "torch", "train", _open_torch),
     "torch-packed": _Runtime("checkpoint", "torch", "train", _open_torch_packed, for_gpus=True),
     "onnxruntime-cuda": _Runtime("onnx", "onnxruntime", "gpu", _open_onnxruntime_cuda, missing=missing_for_cuda),
-    "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime),
-    "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino),
+    "onnxruntime": _Runtime("onnx", "onnxruntime", "cpu", _open_onnxruntime, takes_rows=True),
+    "openvino": _Runtime("onnx", "openvino", "cpu", _open_openvino, takes_rows=True),
     "onnxruntime-tensorrt": _Runtime(
         "onnx", "onnxruntime", "gpu", _open_onnxruntime_tensorrt, missing=missing_for_tensorrt
     ),
@@ -134,7 +137,10 @@ def backends_for(model: ServedModel) -> list[str]:
 
 
 def _runs(runtime: Availability, model: ServedModel) -> bool:
-    """Whether a runtime runs artefacts of this kind in this precision, and is the library of an engine."""
+    """Whether a runtime runs artefacts of this kind with these inputs in this precision, and is the library of an
+    engine."""
+    if model.packed and not _RUNTIMES[runtime.name].takes_rows:
+        return False
     built_by = model.engine.library if model.engine else runtime.name
     return runtime.kind == model.kind and built_by == runtime.name and model.precision in precisions(runtime.name)
 
@@ -165,10 +171,17 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
     if model.precision not in precisions(name):
         able = " or ".join(precision.value for precision in precisions(name))
         raise BackendError(f"{name} executes {able}, and {model.path} is in {model.precision.value}.")
+    if model.packed and not runtime.takes_rows:
+        able = " or ".join(name for name, other in _RUNTIMES.items() if other.takes_rows)
+        raise BackendError(
+            f"{name} takes rows with padding, and the graph of {model.path} is packed. Use --backend {able}, or export "
+            "without --packed."
+        )
     here = _look(name)
     if here.version is None:
         raise BackendError(f"{name} cannot be used here: {here.remedy}")
-    return runtime.open(model, threads)
+    opened = runtime.open(model, threads)
+    return InRows(opened, model.task.per_token) if model.packed else opened
 
 
 def _next_step(model: ServedModel, runtime: _Runtime) -> str:

@@ -34,6 +34,7 @@ class ServedModel:
         source_sha256: identity of the checkpoint that it was exported from, or its own.
         file: the graph's, in an exported artefact.
         int8_weights: how many of its weights were promised to be multiplied in INT8.
+        packed: whether its graph takes one row of real tokens, instead of rows with padding.
         checkpoint: what it was read from, where that is a checkpoint.
         engine: what its manifest says of its plans, where it is one.
     """
@@ -47,6 +48,7 @@ class ServedModel:
     source_sha256: str
     file: str = ONNX_FILE
     int8_weights: int = 0
+    packed: bool = False
     checkpoint: Checkpoint | None = None
     engine: EngineRecord | None = None
 
@@ -124,5 +126,6 @@ def _open_exported(
         sha256=manifest.sha256,
         source_sha256=manifest.parents["checkpoint"],
         int8_weights=_promised(path, manifest),
+        packed=bool(manifest.settings.get("packed", False)),
         engine=engine,
     )

@@ -21,7 +21,7 @@ from bertfast.backends.torch_graphs import Outputs, Replayed
 from bertfast.config import Precision
 from bertfast.model.encoder import takes_boundaries
 from bertfast.text.batch import Batch, Int64, group_by_tokens
-from bertfast.text.packing import Layout, without_padding
+from bertfast.text.packing import Layout, with_padding, without_padding
 
 _KERNEL_TOKENS, _MASK_TOKENS = 16384, 512
 _TOKEN_GRAIN, _LENGTH_GRAIN = 64, 64
@@ -98,8 +98,11 @@ class TorchPackedBackend(TorchBackend):
         return PackedOutputs(self.replayed(inputs.values, inputs.layout), inputs.real)
 
     def download(self, outputs: PackedOutputs) -> Arrays:  # type: ignore[override]
-        found = super().download(outputs.outputs)
-        return {name: self._padded(name, values, outputs.real) for name, values in found.items()}
+        found, real = super().download(outputs.outputs), outputs.real
+        return {
+            name: with_padding(values, real) if name in self.per_token else values[: len(real)]
+            for name, values in found.items()
+        }
 
     def _compute(self, values: Tensor, layout: Layout) -> Outputs:
         sizes = [layout.tokens] * 3 + [layout.sequences, layout.boundaries]
@@ -113,16 +116,6 @@ class TorchPackedBackend(TorchBackend):
             cu_seqlens=bounds,
             max_seqlen=layout.max_length,
         )
-
-    def _padded(
-        self, name: str, values: npt.NDArray[np.float32], real: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.float32]:
-        """A row for each sequence of the padded batch; what is said of its padding is 0."""
-        if name not in self.per_token:
-            return values[: len(real)]
-        padded = np.zeros((*real.shape, *values.shape[2:]), np.float32)
-        padded[real] = values[0, : real.sum()]
-        return padded
 
 
 def layout_for(batch: Batch) -> Layout:

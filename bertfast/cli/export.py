@@ -51,6 +51,10 @@ AttentionOption = Annotated[
         help="In what is in 16 bit: plain, or ONNX's operator, which TensorRT builds as a fused kernel or not at all.",
     ),
 ]
+PackedOption = Annotated[
+    bool,
+    typer.Option("--packed", help="A graph without padding: texts share a row, and each attends to itself alone."),
+]
 
 
 def export(
@@ -67,6 +71,7 @@ def export(
     max_drop: MaxDrop = None,
     rounding: RoundingOption = None,
     attention: AttentionOption = "plain",
+    packed: PackedOption = False,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -80,7 +85,7 @@ def export(
     """
     from bertfast.config import Precision
     from bertfast.export.export import export as export_checkpoint
-    from bertfast.export.graph import Attention
+    from bertfast.export.nodes import Attention
     from bertfast.export.plan import ExportPlan
     from bertfast.model.snapshot import local_model
     from bertfast.quantize.fit import Rounding
@@ -111,6 +116,7 @@ def export(
             settings=own,
             plan=plan,
             attention=form,
+            packed=packed,
             overwrite=overwrite,
             notify=notify,
         )

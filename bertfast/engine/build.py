@@ -53,12 +53,17 @@ def open_source(path: Path) -> Source:
     """Open what is to be built; every file that goes into the new engine is checked, and plans are not read.
 
     Raises:
-        ArtifactError: it is neither an ONNX artefact nor an engine, or such a file differs from its manifest.
+        ArtifactError: it is neither an ONNX artefact nor an engine, or is packed, or such a file differs from its
+            manifest.
     """
     manifest = artifact.read_manifest(path)
     if manifest.kind not in ("onnx", "engine") or manifest.precision is None:
         remedy = f"Export it first: bertfast export {path} --out DIR" if manifest.kind == "checkpoint" else ""
         raise ArtifactError(f"{path} is a '{manifest.kind}', and an engine is built from an 'onnx' artefact. {remedy}")
+    if manifest.settings.get("packed", False):
+        raise ArtifactError(
+            f"{path} is packed, and the profiles of an engine are of rows with padding. Export it without --packed."
+        )
     engine = EngineRecord.parse(manifest.settings.get("engine", {}), str(path)) if manifest.kind == "engine" else None
     onnx = engine.onnx if engine else str(manifest.settings.get("engine_onnx", ONNX_FILE))
     made = {plan.file for plan in engine.plans} if engine else set()

@@ -43,6 +43,8 @@ def check_export(
     errors = {name: _compare(actual, expected, batch, per_token, scales) for name, batch, actual, expected in runs}
     errors["padding invariance"] = _padding_invariance(model, exported, scales)
     errors["batch order"] = _batch_order(model, exported, scales)
+    if model.packed:
+        errors["neighbours in a row"] = _neighbours(model, exported, scales)
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= limit:
         raise CheckError(
@@ -102,3 +104,15 @@ def _batch_order(model: ServedModel, backend: Backend, scales: Mapping[str, floa
     turned = Batch(batch.input_ids[::-1].copy(), batch.attention_mask[::-1].copy(), batch.token_type_ids[::-1].copy())
     straight = {name: values[::-1] for name, values in backend.run(batch).items()}
     return _compare(backend.run(turned), straight, turned, model.task.per_token, scales)
+
+
+def _neighbours(model: ServedModel, backend: Backend, scales: Mapping[str, float]) -> float:
+    """A sequence that has a row for itself gives the numbers that it gives beside others."""
+    pad_id, per_token = model.context.tokenizer.pad_id, model.task.per_token
+    worst = 0.0
+    for row in awkward_texts(model):
+        alone = pad([row], pad_id)
+        short = pad([Encoded(row.input_ids[:3], row.token_type_ids[:3])] * 2 + [row], pad_id)
+        beside = {name: values[-1:] for name, values in backend.run(short).items()}
+        worst = max(worst, _compare(beside, backend.run(alone), alone, per_token, scales))
+    return worst

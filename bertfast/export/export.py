@@ -13,14 +13,15 @@ import onnx
 
 from bertfast import artifact
 from bertfast.backends import ServedModel, backends_for, open_backend, open_served
-from bertfast.backends.onnx_runtime import OnnxRuntimeBackend
 from bertfast.backends.pytorch import TorchBackend
+from bertfast.backends.rows import rows_of
 from bertfast.backends.served import AS_TRAINED, ENGINE_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError, CheckError, ConfigError
 from bertfast.export.check import awkward_texts, check_export
 from bertfast.export.dev import DevRows, Loss, hold_in_runtimes
-from bertfast.export.graph import Attention, build_graph
+from bertfast.export.graph import build_graph
+from bertfast.export.nodes import Attention
 from bertfast.export.overflow import FP16_LARGEST, overflows
 from bertfast.export.plan import NO_TEXTS, ExportPlan, calibration_text
 from bertfast.export.quantized import Quantization, quantize_checkpoint
@@ -66,6 +67,7 @@ def export(
     settings: Mapping[str, Any] = AS_TRAINED,
     plan: ExportPlan = NO_TEXTS,
     attention: Attention = "plain",
+    packed: bool = False,
     overwrite: bool = False,
     notify: Notify = lambda *_: None,
 ) -> Exported:
@@ -78,6 +80,7 @@ def export(
         settings: the task's settings that are to be others than the checkpoint's.
         plan: the texts that int8 and fp8 are calibrated on, that fp16 is watched on, and that all are judged by.
         attention: how it stands in what is in 16 bit; in fp32 it is always written out.
+        packed: whether the graph takes one row of real tokens, in which each attends to those of its sequence alone.
         notify: called with (what is being done, steps done, steps in all).
     Raises:
         AccuracyError: it loses more of the metric than is allowed; nothing is published.
@@ -98,7 +101,7 @@ def export(
     served = open_served(checkpoint_path, settings)
     if served.kind != "checkpoint":
         raise ArtifactError(f"{checkpoint_path} is already exported ('{served.kind}'). Give the checkpoint.")
-    exported = replace(served, kind="onnx", precision=precision)
+    exported = replace(served, kind="onnx", precision=precision, packed=packed)
     runtimes = backends_for(exported)
     if not runtimes:
         raise BackendError(
@@ -119,7 +122,7 @@ def export(
     ):
         _refuse_what_is_not_finite(served, source)
         result = _write(served, replace(exported, path=draft.path), source, runtimes, plan, attention, notify)
-        draft.settings = _settings(served, plan, result) | {"attention": attention}
+        draft.settings = _settings(served, plan, result) | {"attention": attention, "packed": packed}
     return result
 
 
@@ -150,12 +153,12 @@ def _write(
     if exported.precision in _QUANTIZED:
         kind = cast(Format, exported.precision.value)
         quantized, account = quantize_checkpoint(served, source, texts, plan, kind, dev, notify)
-    graph = _model(served, quantized)
+    graph = _model(served, quantized, packed=exported.packed)
     check_rules(graph)
-    kept = _overflows(served, graph, texts) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
+    kept = _overflows(exported, graph, texts) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
     promised = account.quantized_weights if account and exported.precision is Precision.INT8 else 0
     exported = replace(exported, int8_weights=promised)
-    narrow = graph if attention == "plain" else _model(served, quantized, attention)
+    narrow = graph if attention == "plain" else _model(served, quantized, attention, exported.packed)
     _refuse_what_cannot_be_kept(narrow, kept)
     for form, model in _forms(exported, graph, narrow, kept):
         check_rules(model)
@@ -184,21 +187,22 @@ def _checkpoint(served: ServedModel) -> Checkpoint:
 
 
 def _model(
-    served: ServedModel, quantized: Sequence[QuantizedProduct], attention: Attention = "plain"
+    served: ServedModel, quantized: Sequence[QuantizedProduct], attention: Attention = "plain", packed: bool = False
 ) -> onnx.ModelProto:
     config = _checkpoint(served).config
     module = served.task.build(config, len(served.context.labels), served.context.settings)
     load_weights(module, served.path, complete=True)
     weights = {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
     settings, architecture = served.context.settings, served.task.architecture
-    return build_graph(architecture, weights, config, settings, quantized, attention)
+    return build_graph(architecture, weights, config, settings, quantized, attention, packed)
 
 
 def _overflows(served: ServedModel, graph: onnx.ModelProto, texts: Sequence[Sequence[Encoded]]) -> dict[str, float]:
     """What would leave the range of fp16 on the calibration text, or on a few sentences where there is none."""
-    return overflows(
-        graph, list(equal_lengths(list(chain(*texts)) or awkward_texts(served), served.context.tokenizer.pad_id))
-    )
+    batches = equal_lengths(list(chain(*texts)) or awkward_texts(served), served.context.tokenizer.pad_id)
+    if served.packed:
+        batches = (row for batch in batches for _, row in rows_of(batch))
+    return overflows(graph, (batch.graph_inputs for batch in batches))
 
 
 def _refuse_what_cannot_be_kept(graph: onnx.ModelProto, kept: Mapping[str, float]) -> None:
@@ -255,7 +259,7 @@ def _check(
 def _check_engine_form(source: TorchBackend, exported: ServedModel) -> dict[str, float]:
     """INT8 with fp16 around it has no CPU that executes it: its numbers are computed in fp32."""
     form = replace(exported, file=ENGINE_FILE, precision=Precision.FP16, int8_weights=0)
-    with OnnxRuntimeBackend(form, None) as backend:
+    with open_backend(form, "onnxruntime") as backend:
         return check_export(exported, source, backend, Precision.INT8)
 
 

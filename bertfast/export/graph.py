@@ -4,107 +4,32 @@ No tracing: what stands here is what the file holds, whatever version of torch i
 21 where attention is written out and of opset 23 where it is one operator; one MatMul a Linear under the parameter's
 own name; and no shape arithmetic but with the sequence's length, to which position embeddings are cut.
 
-Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A.
+Shapes: B sequences, S tokens, H hidden size, A attention heads, D = H / A. Packed (see `inputs`), one row of tokens
+stands for B and S.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bertfast.config import Config, ModelConfig
-from bertfast.model.encoder import MASKED_SCORE
+from bertfast.export.inputs import ModelGraph, PackedGraph, PaddedGraph, Shape
+from bertfast.export.nodes import Attention, Graph, Weights
 from bertfast.model.heads import SHORTEST
 from bertfast.quantize.product import QuantizedProduct, fold_smoothing
 from bertfast.tasks.embed import EmbedSettings
-from bertfast.text.batch import INPUTS
-
-Attention = Literal["plain", "operator"]
 
 OPSETS: Mapping[Attention, int] = {"plain": 21, "operator": 23}
 IR_VERSIONS: Mapping[Attention, int] = {"plain": 10, "operator": 11}
 _EMBEDDINGS = "bert.embeddings"
 
-Weights = Mapping[str, npt.NDArray[np.float32]]
-
-
-@dataclass
-class Graph:
-    """Nodes and constants as they are added; every method returns the name of the value it adds.
-
-    Attributes:
-        quantized: the products that are in INT8 or FP8, by name.
-        attention: its form.
-    """
-
-    weights: Weights
-    quantized: Mapping[str, QuantizedProduct] = field(default_factory=dict)
-    attention: Attention = "plain"
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def op(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Add a node; its output carries the node's name."""
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
-        """Add a constant once; the same name is the same value."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
-        return name
-
-    def parameter(self, name: str, *, transposed: bool = False) -> str:
-        """Add a parameter of the model under its own name; `transposed` as the [in, out] operand of a MatMul."""
-        value = self.weights[name]
-        return self.constant(name, np.ascontiguousarray(value.T) if transposed else value)
-
-    def linear(self, hidden: str, name: str) -> str:
-        product = self.op("MatMul", [hidden, self.parameter(f"{name}.weight", transposed=True)], f"{name}/MatMul")
-        return self.op("Add", [product, self.parameter(f"{name}.bias")], f"{name}/Add")
-
-    def split(self, value: str, names: Sequence[str]) -> list[str]:
-        """Equal parts of the last dimension."""
-        parts = [f"{name}/Split" for name in names]
-        self.nodes.append(helper.make_node("Split", [value], parts, parts[0], axis=-1, num_outputs=len(parts)))
-        return parts
-
-    def product(self, hidden: str, name: str, linears: Sequence[str] = ()) -> str:
-        """A product of the encoder, or that part of it which belongs to some of its Linears; by default a product of
-        one Linear, which has its name."""
-        linears = linears or (name,)
-        found = self.quantized.get(name)
-        if found is None:
-            return self.linear(hidden, name)
-        if found.smoothing_K is not None:
-            smoothing = self.constant(f"{name}.smoothing", 1 / found.smoothing_K)
-            hidden = self.op("Mul", [hidden, smoothing], f"{linears[0]}/smoothed")
-        part = slice(found.places[linears[0]].start, found.places[linears[-1]].stop)
-        scale = self.constant(f"{name}.input_scale", found.input_scale)
-        zero = self.constant(f"zero_{found.format}", 0, found.weight_KN.dtype)
-        steps = self.op("QuantizeLinear", [hidden, scale, zero], f"{linears[0]}/QuantizeLinear")
-        inputs = self.op("DequantizeLinear", [steps, scale, zero], f"{linears[0]}/DequantizeLinear")
-        weight = self.constant(f"{linears[0]}.steps", found.weight_KN[:, part], found.weight_KN.dtype)
-        of_weight = [weight, self.constant(f"{linears[0]}.scale", found.weight_scale_N[part])]
-        weight = self.op("DequantizeLinear", of_weight, f"{linears[0]}.steps/DequantizeLinear", axis=1)
-        product = self.op("MatMul", [inputs, weight], f"{linears[0]}/MatMul")
-        return self.op("Add", [product, self.constant(f"{linears[0]}.bias", found.bias_N[part])], f"{linears[0]}/Add")
-
-    def layer_norm(self, hidden: str, name: str, epsilon: float) -> str:
-        inputs = [hidden, self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
-        return self.op("LayerNormalization", inputs, f"{name}/LayerNormalization", axis=-1, epsilon=epsilon)
-
-    def activation(self, hidden: str, name: str, kind: str) -> str:
-        if kind == "relu":
-            return self.op("Relu", [hidden], f"{name}/Relu")
-        return self.op("Gelu", [hidden], f"{name}/Gelu", approximate="none" if kind == "gelu" else "tanh")
+Shapes = Mapping[str, Shape]
 
 
 def build_graph(
@@ -114,6 +39,7 @@ def build_graph(
     settings: Config,
     quantized: Sequence[QuantizedProduct] = (),
     attention: Attention = "plain",
+    packed: bool = False,
 ) -> onnx.ModelProto:
     """The model of `architecture` with dynamic batch and sequence.
 
@@ -122,63 +48,45 @@ def build_graph(
         settings: the task's own.
         quantized: the products in INT8 or FP8: QuantizeLinear and DequantizeLinear around their MatMuls say so.
         attention: written out, or as ONNX's own operator, which TensorRT builds as a fused kernel or not at all.
+        packed: whether it takes one row of real tokens, instead of a row with padding for each sequence.
     """
     quantized, weights = fold_smoothing(quantized, weights)
-    graph = Graph(weights, {one.product.name: one for one in quantized}, attention)
+    graph = (PackedGraph if packed else PaddedGraph)(weights, {one.product.name: one for one in quantized}, attention)
     head = _HEADS[architecture]
     hidden = _encoder(graph, config, first_only=head.reads_first_only(settings))
     outputs = head.add(graph, hidden, config, settings)
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in INPUTS]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in graph.inputs.items()]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     body = helper.make_graph(graph.nodes, architecture, inputs, results, list(graph.constants.values()))
     opset = helper.make_opsetid("", OPSETS[attention])
     return helper.make_model(body, opset_imports=[opset], producer_name="bertfast", ir_version=IR_VERSIONS[attention])
 
 
-def _encoder(graph: Graph, config: ModelConfig, *, first_only: bool) -> str:
+def _encoder(graph: ModelGraph, config: ModelConfig, *, first_only: bool) -> str:
     """The states of all tokens, or of the first ones alone: then the last layer does nothing for the others."""
     hidden = _embeddings(graph, config)
-    mask_B11S = _mask(graph)
-    mask = mask_B11S if graph.attention == "plain" else _for_each_token(graph, mask_B11S)
+    narrow = graph.mask()
+    mask = narrow if graph.attention == "plain" else graph.mask_for_operator(narrow)
     for number in range(config.num_hidden_layers):
         asking = hidden
         if first_only and number == config.num_hidden_layers - 1:
-            first = graph.constant("first_of_each", [0], np.int64)
-            asking, mask = graph.op("Gather", [hidden, first], "bert.encoder/first", axis=1), mask_B11S
+            asking, mask = graph.firsts(hidden), graph.mask_of_firsts(narrow)
         hidden = _layer(graph, hidden, asking, mask, f"bert.encoder.layer.{number}", config)
     return hidden
 
 
-def _embeddings(graph: Graph, config: ModelConfig) -> str:
+def _embeddings(graph: ModelGraph, config: ModelConfig) -> str:
     prefix = _EMBEDDINGS
 
     def embedding(kind: str, ids: str) -> str:
         table = graph.parameter(f"{prefix}.{kind}_embeddings.weight")
         return graph.op("Gather", [table, ids], f"{prefix}.{kind}_embeddings/Gather")
 
-    length = graph.op("Shape", ["input_ids"], f"{prefix}/sequence", start=1, end=2)
-    zero = graph.constant("zero", [0], np.int64)
-    table = graph.parameter(f"{prefix}.position_embeddings.weight")
-    positions = graph.op("Slice", [table, zero, length, zero], f"{prefix}.position_embeddings/Slice")
+    positions = graph.positions(graph.parameter(f"{prefix}.position_embeddings.weight"), prefix)
     words_and_types = [embedding("word", "input_ids"), embedding("token_type", "token_type_ids")]
     summed = graph.op("Add", words_and_types, f"{prefix}/Add")
     summed = graph.op("Add", [summed, positions], f"{prefix}/Add_positions")
     return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
-
-
-def _mask(graph: Graph) -> str:
-    """What is added to the scores, [B, 1, 1, S]: 0 on real tokens, MASKED_SCORE on padding."""
-    real = graph.op("Cast", ["attention_mask"], "mask/Cast", to=TensorProto.FLOAT)
-    padding = graph.op("Sub", [graph.constant("one", 1.0), real], "mask/Sub")
-    scores = graph.op("Mul", [padding, graph.constant("masked_score", MASKED_SCORE)], "mask/Mul")
-    return graph.op("Unsqueeze", [scores, graph.constant("mask_axes", [1, 2], np.int64)], "mask/Unsqueeze")
-
-
-def _for_each_token(graph: Graph, mask_B11S: str) -> str:
-    """[B, 1, S, S]: the operator does not repeat a mask in every runtime."""
-    ones = graph.constant("ones", [1, 1], np.int64), graph.constant("one_key", [1], np.int64)
-    shape = graph.op("Concat", [ones[0], f"{_EMBEDDINGS}/sequence", ones[1]], "mask/shape", axis=0)
-    return graph.op("Expand", [mask_B11S, shape], "mask/Expand")
 
 
 def _layer(graph: Graph, hidden: str, asking: str, mask: str, prefix: str, config: ModelConfig) -> str:
@@ -236,12 +144,8 @@ def _residual(graph: Graph, hidden: str, residual: str, prefix: str, config: Mod
     return graph.layer_norm(summed, f"{prefix}.LayerNorm", config.layer_norm_eps)
 
 
-def _first(graph: Graph, hidden: str) -> str:
-    return graph.op("Gather", [hidden, graph.constant("first", 0, np.int64)], "bert.pooler/first", axis=1)
-
-
-def _pooled(graph: Graph, hidden: str) -> str:
-    return graph.op("Tanh", [graph.linear(_first(graph, hidden), "bert.pooler.dense")], "bert.pooler/Tanh")
+def _pooled(graph: ModelGraph, firsts: str) -> str:
+    return graph.op("Tanh", [graph.linear(graph.one_each(firsts), "bert.pooler.dense")], "bert.pooler/Tanh")
 
 
 def _named(graph: Graph, value: str, name: str) -> str:
@@ -251,25 +155,25 @@ def _named(graph: Graph, value: str, name: str) -> str:
     return name
 
 
-def _classification(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+def _classification(graph: ModelGraph, hidden: str, config: ModelConfig, settings: Config) -> Shapes:
     _named(graph, graph.linear(_pooled(graph, hidden), "classifier"), "logits")
-    return {"logits": ["batch", len(graph.weights["classifier.bias"])]}
+    return {"logits": [*graph.of_sequences, len(graph.weights["classifier.bias"])]}
 
 
-def _question_answering(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+def _question_answering(graph: ModelGraph, hidden: str, config: ModelConfig, settings: Config) -> Shapes:
     logits = graph.linear(hidden, "qa_outputs")
     for place, name in enumerate(("start_logits", "end_logits")):
         index = graph.constant(f"{name}/index", place, np.int64)
         _named(graph, graph.op("Gather", [logits, index], f"{name}/Gather", axis=-1), name)
-    return {"start_logits": ["batch", "sequence"], "end_logits": ["batch", "sequence"]}
+    return {"start_logits": graph.of_tokens, "end_logits": graph.of_tokens}
 
 
-def _token_classification(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+def _token_classification(graph: ModelGraph, hidden: str, config: ModelConfig, settings: Config) -> Shapes:
     _named(graph, graph.linear(hidden, "classifier"), "logits")
-    return {"logits": ["batch", "sequence", len(graph.weights["classifier.bias"])]}
+    return {"logits": [*graph.of_tokens, len(graph.weights["classifier.bias"])]}
 
 
-def _pretraining(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+def _pretraining(graph: ModelGraph, hidden: str, config: ModelConfig, settings: Config) -> Shapes:
     prefix = "cls.predictions"
     transformed = graph.linear(hidden, f"{prefix}.transform.dense")
     transformed = graph.activation(transformed, f"{prefix}.transform", config.hidden_act)
@@ -279,38 +183,29 @@ def _pretraining(graph: Graph, hidden: str, config: ModelConfig, settings: Confi
     scores = graph.op("MatMul", [transformed, decoder], f"{prefix}.decoder/MatMul")
     bias = graph.parameter(f"{prefix}.bias")
     _named(graph, graph.op("Add", [scores, bias], f"{prefix}.decoder/Add"), "prediction_logits")
-    _named(graph, graph.linear(_pooled(graph, hidden), "cls.seq_relationship"), "seq_relationship_logits")
+    pooled = _pooled(graph, graph.firsts(hidden))
+    _named(graph, graph.linear(pooled, "cls.seq_relationship"), "seq_relationship_logits")
     return {
-        "prediction_logits": ["batch", "sequence", config.vocab_size],
-        "seq_relationship_logits": ["batch", 2],
+        "prediction_logits": [*graph.of_tokens, config.vocab_size],
+        "seq_relationship_logits": [*graph.of_sequences, 2],
     }
 
 
-def _sentence_vector(graph: Graph, hidden: str, config: ModelConfig, settings: Config) -> dict[str, list[Any]]:
+def _sentence_vector(graph: ModelGraph, hidden: str, config: ModelConfig, settings: Config) -> Shapes:
     assert isinstance(settings, EmbedSettings)
-    vector = _first(graph, hidden) if settings.pooling == "cls" else _mean_of_tokens(graph, hidden)
+    vector = graph.one_each(hidden) if settings.pooling == "cls" else graph.mean(hidden)
     if settings.normalize:
         length = graph.op("ReduceL2", [vector, graph.constant("last", [-1], np.int64)], "pooling/ReduceL2", keepdims=1)
         length = graph.op("Max", [length, graph.constant("shortest", SHORTEST)], "pooling/Max_length")
         vector = graph.op("Div", [vector, length], "pooling/Div_length")
     _named(graph, vector, "embedding")
-    return {"embedding": ["batch", config.hidden_size]}
-
-
-def _mean_of_tokens(graph: Graph, hidden: str) -> str:
-    last, tokens = graph.constant("last", [-1], np.int64), graph.constant("tokens", [1], np.int64)
-    mask = graph.op("Unsqueeze", ["mask/Cast", last], "pooling/Unsqueeze")
-    real = graph.op("Mul", [hidden, mask], "pooling/Mul")
-    summed = graph.op("ReduceSum", [real, tokens], "pooling/ReduceSum", keepdims=0)
-    count = graph.op("ReduceSum", [mask, tokens], "pooling/ReduceSum_mask", keepdims=0)
-    count = graph.op("Max", [count, graph.constant("one", 1.0)], "pooling/Max_count")
-    return graph.op("Div", [summed, count], "pooling/Div_count")
+    return {"embedding": [*graph.of_sequences, config.hidden_size]}
 
 
 class _Head(NamedTuple):
     """How a head is added to the encoder's states, and whether it reads those of the first token alone."""
 
-    add: Callable[[Graph, str, ModelConfig, Config], dict[str, list[Any]]]
+    add: Callable[[ModelGraph, str, ModelConfig, Config], Shapes]
     reads_first_only: Callable[[Config], bool] = lambda settings: False
 
 

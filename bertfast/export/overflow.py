@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from bertfast.export.storage import float_values, save
-from bertfast.text.batch import Batch
+from bertfast.text.batch import Int64
+
+Inputs = Mapping[str, Int64]
 
 FP16_LARGEST = 65504.0
 # Other texts may reach further than those that were seen.
@@ -20,22 +22,22 @@ HEADROOM = 4.0
 _SUFFIX = "/extreme"
 
 
-def overflows(model: onnx.ModelProto, batches: Sequence[Batch]) -> dict[str, float]:
+def overflows(model: onnx.ModelProto, batches: Iterable[Inputs]) -> dict[str, float]:
     """The largest magnitude of every tensor of a float32 graph that comes too near to what fp16 can hold."""
     return {name: value for name, value in extremes(model, batches).items() if not value * HEADROOM <= FP16_LARGEST}
 
 
-def extremes(model: onnx.ModelProto, batches: Sequence[Batch]) -> dict[str, float]:
+def extremes(model: onnx.ModelProto, batches: Iterable[Inputs]) -> dict[str, float]:
     """The largest magnitude of every float32 tensor between inputs and outputs, node by node as the graph has them.
 
     Args:
-        batches: without padding, since padding is computed too and means nothing.
+        batches: the graph's inputs, without padding, since padding is computed too and means nothing.
     """
     names = float_values(model)
     session = _watched(model, names)
     found = dict.fromkeys(names, 0.0)
     for batch in batches:
-        values = session.run([f"{name}{_SUFFIX}" for name in names], dict(batch.arrays))
+        values = session.run([f"{name}{_SUFFIX}" for name in names], dict(batch))
         found = {name: float(np.maximum(found[name], value)) for name, value in zip(names, values, strict=True)}
     return found
 

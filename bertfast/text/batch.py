@@ -18,6 +18,7 @@ from bertfast.text.tokenizer import Encoded
 Int64 = npt.NDArray[np.int64]
 IGNORE_INDEX = -100
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "sequence_ids", "sequence_starts")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Packing:
     sequence_starts: Int64
     cu_seqlens: npt.NDArray[np.int32]
     max_seqlen: int
+
+    @property
+    def sequence_ids(self) -> Int64:
+        """int64 [B, S]: a number for each token that only those of its sequence have."""
+        sizes = np.diff(self.cu_seqlens)
+        return np.repeat(np.arange(len(sizes)), sizes).reshape(self.position_ids.shape)
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,17 @@ class Batch:
 
     @property
     def arrays(self) -> dict[str, Int64]:
-        """The model's inputs by name, in the order of every exported signature."""
+        """What a padded batch holds by name, in the order of INPUTS."""
         return {name: getattr(self, name) for name in INPUTS}
+
+    @property
+    def graph_inputs(self) -> dict[str, Int64]:
+        """The inputs of an exported graph by name: `arrays`, or a packed batch's in the order of PACKED_INPUTS."""
+        if self.packing is None:
+            return self.arrays
+        own = (self.input_ids, self.token_type_ids)
+        lying = (self.packing.position_ids, self.packing.sequence_ids, self.packing.sequence_starts)
+        return dict(zip(PACKED_INPUTS, (*own, *lying), strict=True))
 
     @property
     def lengths(self) -> Int64:

@@ -12,11 +12,15 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bertfast.text.batch import IGNORE_INDEX, Batch, Int64, Packing, TrainingBatch
 from bertfast.text.instances import Instance
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 _ROW_GRAIN = 64
 _MOST_TRIALS, _SIMULATED_SEQUENCES, _DRAWS = 64, 16384, 256
@@ -145,7 +149,7 @@ def without_padding(batch: Batch, layout: Layout) -> Batch:
     assert len(lengths) <= layout.sequences
     ends = np.concatenate([[0], lengths.cumsum()])
     starts = np.zeros(layout.sequences, np.int64)
-    starts[: len(lengths)] = ends[:-1]
+    starts[: len(lengths)] = np.where(lengths > 0, ends[:-1], 0)
     cu_seqlens = np.full(layout.boundaries, layout.tokens, np.int32)
     cu_seqlens[: len(ends)] = ends
     padding = np.arange(tokens + layout.max_length, layout.tokens, layout.max_length)
@@ -157,6 +161,20 @@ def without_padding(batch: Batch, layout: Layout) -> Batch:
 
     packing = Packing(row(position_ids), starts, cu_seqlens, layout.max_length)
     return Batch(row(batch.input_ids), row(batch.attention_mask), row(batch.token_type_ids), packing)
+
+
+def with_padding(values: npt.NDArray[Kind], real: npt.NDArray[np.bool_]) -> npt.NDArray[Kind]:
+    """What was computed of each token of `without_padding`, where the tokens of the padded batch lie.
+
+    Args:
+        values: [1, T, ...].
+        real: bool [B, S], where those are real.
+    Returns:
+        [B, S, ...], with 0 for padding.
+    """
+    padded = np.zeros((*real.shape, *values.shape[2:]), values.dtype)
+    padded[real] = values[0, : real.sum()]
+    return padded
 
 
 def _fill(rows: list[list[int]], instances: Sequence[Instance], layout: Layout, pad_id: int) -> TrainingBatch:
