@@ -59,7 +59,7 @@ def corpus_of(text: list[Path], vocabulary: Path | None, cache: Path) -> Corpus:
 def ours(name: str, source: InstanceSource, sample: Sizes, config: PretrainConfig, shape: ModelConfig) -> Step:
     """A training step of ours; `packed` and `padded`, each also `-compile`."""
     config = config.model_copy(update={"packing": name.startswith("packed"), "compile": name.endswith("compile")})
-    config = resolve(config, config.max_steps or 0)
+    config = resolve(config, config.max_steps or 0, static_shapes=config.packing)
     device = torch.device(config.device)
     task = get_task("pretrain")
     torch.manual_seed(config.seed)

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
 
@@ -31,6 +32,7 @@ _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
 Run = Callable[[Batch], Arrays]
+_FEW = 2  # times as many batches as are computed at a time, less are few
 
 
 class OpenVinoBackend(Backend):
@@ -42,27 +44,45 @@ class OpenVinoBackend(Backend):
     def __init__(self, model: ServedModel, threads: int | None) -> None:
         self.model, self.threads, self.outputs = model, threads, model.task.outputs
         self.overlaps = (threads or int(artifact.hardware()["cores"])) > 1
+        self.core, self.file = openvino.Core(), model.path / model.file
+        with self._loading():
+            self.graph = self.core.read_model(self.file)  # once: the file may be another one later
         self.request = self._compiled("LATENCY").create_infer_request()
 
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot load {self.file}: {error}") from None
+
     def _compiled(self, hint: str) -> openvino.CompiledModel:
-        core, file = openvino.Core(), self.model.path / self.model.file
-        precision = _HINTS.get(self.model.precision) or _around(core)
+        precision = _HINTS.get(self.model.precision) or _around(self.core)
         settings = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
         if self.threads:
             settings["INFERENCE_NUM_THREADS"] = str(self.threads)
-        try:
-            compiled = core.compile_model(file, "CPU", settings)
-        except RuntimeError as error:
-            raise BackendError(f"openvino cannot load {file}: {error}") from None
+        with self._loading():
+            compiled = self.core.compile_model(self.graph, "CPU", settings)
         self.hold_precision(_executed(compiled), self.model.precision, self.model.int8_weights)
         return compiled
 
+    def make_ready(self) -> None:
+        if self.overlaps:
+            self._beside  # noqa: B018 (it loads)
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[Arrays]:
+        """Few batches have all threads one after the other: beside each other the longest would be waited for."""
         source = iter(batches)
         first = list(islice(source, 2))
         if len(first) < 2 or not self.overlaps:
-            return map(self.run, chain(first, source))
-        return in_order(*self._beside, chain(first, source))
+            yield from map(self.run, chain(first, source))
+            return
+        run, workers = self._beside
+        first += islice(source, _FEW * workers - len(first))
+        if len(first) < _FEW * workers:
+            yield from map(self.run, first)
+        else:
+            yield from in_order(run, workers, chain(first, source))
 
     @cached_property
     def _beside(self) -> tuple[Run, int]:
@@ -90,13 +110,13 @@ class OpenVinoBackend(Backend):
 
 
 def in_order(run: Run, workers: int, batches: Iterable[Batch]) -> Iterator[Arrays]:
-    """The outputs of batches in their order, with so many computed at a time and one more made ready."""
+    """The outputs of batches in their order: so many are computed at a time, and one more lies ready."""
     running: deque[Future[Arrays]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for batch in batches:
                 running.append(pool.submit(run, batch))
-                if len(running) > workers:
+                if len(running) > workers + 1:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

@@ -108,6 +108,9 @@ class Backend(ABC):
     def download(self, outputs: Any) -> Arrays:
         """The outputs by name as float32 arrays."""
 
+    def make_ready(self) -> None:
+        """Load now what `stream` would load when it is first called."""
+
     def synchronize(self) -> None:
         """Wait until everything that was asked for is done."""
 

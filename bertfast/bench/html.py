@@ -181,6 +181,7 @@ def _phases(rows: Sequence[Figures]) -> str:
     legend = "".join(f"<li><span class='swatch {phase}'></span>{phase}</li>" for phase in met)
     content = f"<ul class='legend'>{legend}</ul><div class='bars'>{bars}</div>"
     caption = "Offline: shares of the time from the text to the answer, and microseconds of a sequence. "
+    caption += "Where batches are computed beside the rest, compute is what is waited for. "
     return _card("Where the time goes", content, caption + "Other: what a system does not take apart.")
 
 

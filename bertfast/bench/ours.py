@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def load(job: Mapping[str, Any]) -> Ours:
     """Open the artefact in the backend; `settings` are those of the task that are to be others than its own."""
-    return Ours(open_predictor(job["model"], job["backend"], threads=job["threads"], settings=job["settings"]))
+    predictor = open_predictor(job["model"], job["backend"], threads=job["threads"], settings=job["settings"])
+    predictor.backend.make_ready()
+    return Ours(predictor)
 
 
 class Ours:
@@ -85,7 +87,8 @@ class Ours:
             yield arrays
 
     def _overlapping(self, watch: Watch, batches: Iterable[Batch]) -> Iterator[Arrays]:
-        """As `predict` does it. Copies happen while something is computed: waiting for all of it is `compute`."""
+        """As `predict` does it. Batches are computed while others are padded, copied and decoded: `compute` is what is
+        waited for beside that."""
 
         def counted() -> Iterator[Batch]:
             for batch in batches:

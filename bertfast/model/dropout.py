@@ -1,7 +1,6 @@
-"""Dropout on a CPU: random numbers many at a time, and one pass over what is dropped from.
+"""Dropout on a CPU: random numbers many at a time, and few passes over what is dropped from.
 
-torch draws one number after the other there, keeps a bool for each and multiplies twice: together a fifth of a small
-training step (benchmarks/LOG.md). Elsewhere torch's own dropout is used.
+torch draws one number after the other there, which is a fifth of a small training step (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _INT64_MIN = -(2**63)
+_FASTER_IN_FP32 = range(16, 64)  # lengths of rows whose softmax in bf16 takes up to four times as long
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -26,23 +27,25 @@ class Dropout(nn.Dropout):
 
 
 def draws_words(values: Tensor, dropout: float) -> bool:
-    """Whether values are dropped in our own way: eagerly, on a CPU."""
-    return dropout > 0 and values.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values are dropped in our own way: eagerly, on a CPU, in up to 32 bits."""
+    here = values.device.type == "cpu" and values.element_size() in _INTEGERS
+    return dropout > 0 and here and not torch.compiler.is_compiling()
 
 
 def drop(values: Tensor, dropout: float) -> Tensor:
     """The values with a share of `dropout` set to 0 and the rest scaled so that the mean stays; fp32, fp16 or bf16."""
-    return cast(Tensor, _Drop.apply(values, keep_bits(values, dropout), 1 / (1 - dropout)))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Drop.apply(values, keep_mask(values, dropout), 1 / (1 - dropout)))  # type: ignore[no-untyped-call]
 
 
-def keep_bits(values: Tensor, dropout: float) -> Tensor:
+def keep_mask(values: Tensor, dropout: float) -> Tensor:
     """int16 of the shape of `values`: 0 with a probability of `dropout` (rounded to 1 / 65,536), else 1.
 
     Every 64-bit word of torch's generator is cut into four numbers.
     """
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_INT64_MIN, None)
     numbers = words.view(torch.int16)[: values.numel()].view(values.shape)
-    return torch.ge(numbers, round(dropout * 2**16) - 2**15, out=torch.empty_like(numbers))
+    first_kept = min(round(dropout * 2**16), 2**16 - 1) - 2**15
+    return torch.ge(numbers, first_kept, out=torch.empty_like(numbers))
 
 
 class _Drop(torch.autograd.Function):
@@ -55,6 +58,7 @@ class _Drop(torch.autograd.Function):
         return _kept(values, keep, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
         return _kept(gradient, keep, ctx.scale), None, None
@@ -68,13 +72,13 @@ def _kept(values: Tensor, keep: Tensor, scale: float) -> Tensor:
 def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Tensor, dropout: float) -> Tensor:
     """`scaled_dot_product_attention` for `draws_words`; [B, A, S, D], with `scores` added before the softmax.
 
-    torch's own form with dropout also looks for rows that attend to nothing; ours always attend to something. Its
-    softmax over short rows of bf16 takes twice as long as one in fp32.
+    torch's own form with dropout also looks for rows that attend to nothing; ours always attend to something.
     """
     (batch, heads), scale = query.shape[:2], 1 / math.sqrt(query.shape[-1])
     added = scores.expand(batch, heads, -1, -1).flatten(0, 1)
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
         likeness = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
-        probabilities = torch.softmax(likeness, dim=-1, dtype=torch.float32).to(value.dtype)
+        wide = torch.float32 if likeness.shape[-1] in _FASTER_IN_FP32 else None
+        probabilities = torch.softmax(likeness, dim=-1, dtype=wide).to(value.dtype)
         return torch.bmm(drop(probabilities, dropout), value).view(batch, heads, *query.shape[1:])

@@ -39,7 +39,7 @@ class Visibility(NamedTuple):
         scores: [B, 1, 1, S] or [B, 1, S, S], or None where the boundaries say it.
         cu_seqlens: int32 [K].
         max_seqlen: the most tokens between two boundaries.
-        sequence_starts: int64 [N], the first token of each sequence of a packed batch.
+        sequence_starts: int64 [N], the first token of each sequence, where a row is not just one with its padding.
         places: where the tokens stand beside padding, in a batch whose padding was left out.
     """
 
@@ -78,14 +78,11 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BSH: Tensor, visible: Visibility, asking: Tensor) -> Tensor:
-        states, computed_in = hidden_BSH, _computed_in(hidden_BSH)
-        hidden_BSH = states.to(computed_in)  # once for all three, which autocast would not see
-        asked = hidden_BSH if asking is states else asking.to(computed_in)
-        query, key, value = self.query(asked), self.key(hidden_BSH), self.value(hidden_BSH)
+        query, key, value = self.query(asking), self.key(hidden_BSH), self.value(hidden_BSH)
+        first_only = asking is not hidden_BSH
         if visible.cu_seqlens is not None:
-            return self._by_boundaries(query, key, value, visible)
+            return self._by_boundaries(query, key, value, visible, first_only)
         assert visible.scores is not None
-        first_only = asking is not states
         if (places := visible.places) is not None:
             ask = self._in_heads(query, len(visible.scores)) if first_only else places.heads_with_padding(query)
             key, value = places.heads_with_padding(key), places.heads_with_padding(value)
@@ -107,12 +104,14 @@ class BertSelfAttention(nn.Module):
         attend = attention_with_dropout if draws_words(query, dropout) else functional.scaled_dot_product_attention
         return attend(query, key, value, scores.to(query.dtype), dropout)
 
-    def _by_boundaries(self, query: Tensor, key: Tensor, value: Tensor, visible: Visibility) -> Tensor:
+    def _by_boundaries(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Visibility, first_only: bool
+    ) -> Tensor:
         of_keys, longest = visible.cu_seqlens, visible.max_seqlen
         assert of_keys is not None
         shape = query.shape
         query, key, value = (part.view(-1, self.num_heads, self.head_size) for part in (query, key, value))
-        of_queries, most = (of_keys, longest) if len(query) == len(key) else (_one_each(query), 1)
+        of_queries, most = (_one_each(query), 1) if first_only else (of_keys, longest)
         bounds = of_queries, of_keys[: len(of_queries)]
         return cast(Tensor, varlen_attn(query, key, value, *bounds, most, longest)).view(shape)
 
@@ -235,7 +234,8 @@ class BertModel(nn.Module):
         batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
-        if self.training and cu_seqlens is None and leaves_padding_out(attention_mask):
+        plain = cu_seqlens is None and position_ids is None
+        if self.training and plain and leaves_padding_out(attention_mask):
             return self._without_padding(input_ids, attention_mask, token_type_ids, first_only)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -251,7 +251,7 @@ class BertModel(nn.Module):
         return hidden.transpose(0, 1) if first_only and cu_seqlens is not None else hidden
 
     def _without_padding(self, input_ids: Tensor, mask_BS: Tensor, token_type_ids: Tensor, first_only: bool) -> Tensor:
-        """`forward` of a padded batch, with nothing computed for its padding; there the hidden states are 0."""
+        """`forward` of a padded batch whose layers see real tokens alone; on padding the hidden states are 0."""
         places = Places(mask_BS, self.config.num_attention_heads)
         ids, types = (values.flatten()[places.real_T][None] for values in (input_ids, token_type_ids))
         hidden = self.embeddings(ids, types, places.real_T[None] % mask_BS.shape[1])
@@ -262,8 +262,10 @@ class BertModel(nn.Module):
 
 
 def leaves_padding_out(attention_mask: Tensor) -> bool:
-    """Whether padding is left out of a padded batch in training: eagerly, on a CPU, which needs no fixed shapes."""
-    return attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the layers are spared a batch's padding in training: eagerly, on a CPU, which needs no fixed shapes, and
+    where no row is nothing but padding."""
+    eager_on_cpu = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return eager_on_cpu and bool(attention_mask.any(1).all())
 
 
 def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:

@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 Settings = TypeVar("Settings", bound=TrainConfig)
 
 
-def resolve(config: Settings, steps: int, *, static_shapes: bool = True) -> Settings:
+def resolve(config: Settings, steps: int, *, static_shapes: bool) -> Settings:
     """The settings with every `auto` decided for this machine and this number of steps, so that a run that goes on
     elsewhere goes on in the same way or is refused.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_batches_are_computed_at_a_time_and_no_more_are_made_than_needed() -> No
 
     stream = in_order(run, 2, asked())
     assert next(stream)["length"] == 3
-    assert made == 3
+    assert made == 4
     assert [int(outputs["length"][0]) for outputs in stream] == [4, 5, 6, 7, 8]
 
 
@@ -72,14 +73,27 @@ def test_what_fails_beside_others_is_raised_in_its_place() -> None:
         next(stream)
 
 
-def test_a_stream_that_is_left_early_computes_no_more() -> None:
-    computed: list[int] = []
+def test_a_stream_that_is_left_early_does_not_begin_what_lies_ready() -> None:
+    begun, go_on = list[int](), threading.Event()
 
     def run(batch: Batch) -> Arrays:
-        computed.append(batch.input_ids.shape[1])
+        begun.append(batch.input_ids.shape[1])
+        if len(begun) > 1:
+            assert go_on.wait(timeout=30)
         return number(batch)
 
     stream = in_order(run, 1, batches(50))
     next(stream)
+    threading.Timer(0.3, go_on.set).start()
     stream.close()  # type: ignore[attr-defined]
-    assert len(computed) <= 3
+    assert begun == [3, 4]
+
+
+def test_batches_beside_each_other_are_of_the_model_that_was_loaded(exported: Path, tmp_path: Path) -> None:
+    """A deployment may put another graph in the place of one that is being served."""
+    copy = Path(shutil.copytree(exported, tmp_path / "served"))
+    with OpenVinoBackend(open_served(copy), 2) as backend:
+        alone = backend.run(batches(1)[0])
+        (copy / "model.onnx").write_bytes(b"another one")
+        beside = list(backend.stream(batches(1) * 8))
+    assert all(relative_error(outputs["logits"], alone["logits"]) < 1e-5 for outputs in beside)

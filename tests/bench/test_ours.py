@@ -10,7 +10,7 @@ import bertfast
 from bertfast.backends.profiles import by_length
 from bertfast.bench.child import Watch
 from bertfast.bench.ours import Ours, load
-from bertfast.text.batch import Batch
+from bertfast.text.batch import Batch, group_by_budget
 from tests.conftest import labelled_rows
 
 REQUESTS: list[Any] = [{"text": row["text"]} for row in labelled_rows(30, 5)]
@@ -62,7 +62,8 @@ def test_batches_that_are_computed_at_a_time_are_timed_together(exported: Path) 
     assert [a["score"] for a in answers] == pytest.approx([a["score"] for a in expected], abs=1e-5)
     assert set(watch.phases_s) == {"tokenize", "compute", "decode"}
     assert sum(watch.phases_s.values()) < elapsed_s
-    assert watch.padded_tokens >= sum(length for (length,) in candidate.lengths(REQUESTS))
+    lengths = [length for (length,) in candidate.lengths(REQUESTS)]
+    assert watch.padded_tokens == sum(len(g) * lengths[g[0]] for g in group_by_budget(lengths, 10**9, 4))
 
 
 def test_a_phase_ends_when_its_work_is_done(ours: tuple[Ours, list[Batch]]) -> None:

@@ -193,6 +193,7 @@ def test_int8_is_executed_as_promised(int8: tuple[Path, Exported]) -> None:
             open_backend(replace(served, int8_weights=many), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "precision"), [("embed", Precision.INT8), ("tag", Precision.FP8)])
 def test_other_tasks_are_quantised_too(
     task: str, precision: Precision, tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bertfast.model.dropout import Dropout, attention_with_dropout, keep_bits
+from bertfast.model.dropout import Dropout, attention_with_dropout, keep_mask
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
@@ -18,9 +18,21 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_rest(dropout: float, dty
     assert values[values != 0].unique().item() == pytest.approx(1 / (1 - dropout), rel=1e-2)
 
 
+@pytest.mark.parametrize("dropout", [1e-9, 1 - 1e-9])
+def test_a_share_at_either_end(dropout: float) -> None:
+    kept = keep_mask(torch.empty(1000, 300), dropout).float().mean().item()
+    assert kept == pytest.approx(1 - dropout, abs=1e-3)
+
+
+def test_values_in_64_bits_are_dropped_by_torch() -> None:
+    values = torch.ones(100, 100, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: Dropout(0.5).eval()(v), values[:2, :2])  # type: ignore[no-untyped-call]
+    assert set(Dropout(0.5).train()(values).unique().tolist()) == {0.0, 2.0}
+
+
 def test_every_place_is_drawn_anew_and_alone() -> None:
     torch.manual_seed(0)
-    dropped = torch.stack([1 - keep_bits(torch.empty(4096), 0.25) for _ in range(200)]).double()
+    dropped = torch.stack([1 - keep_mask(torch.empty(4096), 0.25) for _ in range(200)]).double()
     assert dropped.mean(0).sub(0.25).abs().max() < 0.15  # five deviations of one place
     together = (dropped[:, :-1] * dropped[:, 1:]).mean() - dropped.mean() ** 2
     assert abs(together) < 2e-3
