@@ -1,10 +1,12 @@
 """What pretraining is worth: NLI from a pretrained checkpoint, and from random weights of the same shape.
 
     python benchmarks/pretraining_helps.py --data DIR --model DIR --out DIR [--rows 20000] [--seeds 0 1 2] [--threads 2]
+        [--set KEY=VALUE]...
 
-Both learn LingNLI with the settings of suites/finetune.toml, in the same order, and are evaluated on the whole of
-MNLI's matched dev file (9,815 pairs, 35.4% of them of the commonest class) after the last step. With a model of L4
-H256 on 2 cores a run over 20,000 rows takes about 4 minutes: 25 minutes with three seeds; all 44,983 rows an hour.
+Both learn LingNLI with the settings of suites/finetune.toml but for those of --set, in the same order, and are evaluated
+on the whole of MNLI's matched dev file (9,815 pairs, 35.4% of them of the commonest class) after the last step. With a
+model of L4 H256 on 2 cores a run over 20,000 rows takes about 4 minutes: 25 minutes with three seeds; all 44,983 rows an
+hour.
 OUT/result.json has all runs and the figures; started again, the script makes the runs that are missing there.
 """
 
@@ -21,7 +23,7 @@ from distill import summary
 from finetune import SUITE, our_settings, prepare, read_suite
 from provenance import Row, provenance, run_once
 
-from bertfast.config import FinetuneConfig
+from bertfast.config import FinetuneConfig, read_settings
 from bertfast.model.weights import Checkpoint, open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train.finetune import finetune
@@ -43,6 +45,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     parts = {"train": nli.train.model_copy(update={"rows": options.rows}), "dev": nli.dev}
     files = tuple(prepare(part, options.data, options.out / "data" / name) for name, part in parts.items())
     shared = our_settings(nli) | {"max_length": min(nli.max_length, start.config.max_position_embeddings)}
+    shared |= read_settings(None, options.set)
     for seed in options.seeds:
         config = FinetuneConfig.parse(shared | {"seed": seed, "threads": options.threads}, str(SUITE))
         for system, from_scratch in SYSTEMS.items():
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="training rows that are drawn; all when not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that are to be others")
     options = parser.parse_args()
     runs = measure(options)
     result = provenance() | {"accuracy": summary(runs), "runs": runs}

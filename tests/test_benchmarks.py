@@ -307,7 +307,9 @@ def test_only_the_pretrained_run_begins_with_the_weights(
     long = tiny_suite["tiny"].model_copy(update={"max_length": 4096})
     monkeypatch.setattr(pretraining_helps, "read_suite", lambda path: {"nli": long})
     options = argparse.Namespace(data=tmp_path, model=pretrained, out=tmp_path, rows=None, seeds=[3], threads=1)
+    options.set = ["learning_rate=3e-4"]
     runs = pretraining_helps.measure(options)
+    assert [run["settings"]["learning_rate"] for run in runs] == [3e-4, 3e-4]
     positions = open_checkpoint(pretrained).config.max_position_embeddings
     assert asked == [("pretrained3", False, positions), ("from_scratch3", True, positions)]
     assert pretraining_helps.measure(options) == runs
