@@ -3,10 +3,10 @@
     python benchmarks/pretraining_helps.py --data DIR --model DIR --out DIR [--rows 20000] [--seeds 0 1 2] [--threads 2]
         [--set KEY=VALUE]...
 
-Both learn LingNLI with the settings of suites/finetune.toml but for those of --set, in the same order, and are evaluated
-on the whole of MNLI's matched dev file (9,815 pairs, 35.4% of them of the commonest class) after the last step. With a
-model of L4 H256 on 2 cores a run over 20,000 rows takes about 4 minutes: 25 minutes with three seeds; all 44,983 rows an
-hour.
+Both learn LingNLI with the settings of suites/finetune.toml but for those of --set, in the same order, and are
+evaluated on the whole of MNLI's matched dev file (9,815 pairs, 35.4% of them of the commonest class) after the last
+step. With a model of L4 H256 on 2 cores a run over 20,000 rows takes about 4 minutes: 25 minutes with three seeds; all
+44,983 rows an hour.
 OUT/result.json has all runs and the figures; started again, the script makes the runs that are missing there.
 """
 
