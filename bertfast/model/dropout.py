@@ -6,11 +6,9 @@ torch draws one number after the other there, which is a fifth of a small traini
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _INT64_MIN = -(2**63)
 _FASTER_IN_FP32 = range(16, 64)  # lengths of rows whose softmax in bf16 takes up to four times as long
@@ -33,40 +31,26 @@ def draws_words(values: Tensor, dropout: float) -> bool:
 
 
 def drop(values: Tensor, dropout: float) -> Tensor:
-    """The values with a share of `dropout` set to 0 and the rest scaled so that the mean stays; fp32, fp16 or bf16."""
-    return cast(Tensor, _Drop.apply(values, keep_mask(values, dropout), 1 / (1 - dropout)))  # type: ignore[no-untyped-call]
+    """The values with a share of `dropout` set to 0 and the rest scaled so that the mean stays; fp32, fp16 or bf16.
+
+    The scale is rounded to the type of the values, as torch's own is.
+    """
+    return values * keep_scaled(values, dropout)
 
 
-def keep_mask(values: Tensor, dropout: float) -> Tensor:
-    """int16 of the shape of `values`: 0 with a probability of `dropout` (rounded to 1 / 65,536), else 1.
+def keep_scaled(values: Tensor, dropout: float) -> Tensor:
+    """Of the shape and type of `values`: 0 with a probability of `dropout` (rounded to 1 / 65,536), else the scale.
 
-    Every 64-bit word of torch's generator is cut into four numbers.
+    Every 64-bit word of torch's generator is cut into four numbers. What they become is written as the bits of the
+    result, by comparisons and products of integers, which are the quickest that torch has.
     """
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_INT64_MIN, None)
     numbers = words.view(torch.int16)[: values.numel()].view(values.shape)
     first_kept = min(round(dropout * 2**16), 2**16 - 1) - 2**15
-    return torch.ge(numbers, first_kept, out=torch.empty_like(numbers))
-
-
-class _Drop(torch.autograd.Function):
-    """Values times 0 or 1, as integers of their bits (which is a plain product of integers), and then the scale."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, keep: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        return _kept(values, keep, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (keep,) = ctx.saved_tensors
-        return _kept(gradient, keep, ctx.scale), None, None
-
-
-def _kept(values: Tensor, keep: Tensor, scale: float) -> Tensor:
+    kept = torch.ge(numbers, first_kept, out=torch.empty_like(numbers))
     integers = _INTEGERS[values.element_size()]
-    return (values.view(integers) * keep.to(integers)).view(values.dtype).mul_(scale)
+    scale = torch.tensor(1 / (1 - dropout), dtype=values.dtype).view(integers)
+    return kept.to(integers).mul_(int(scale)).view(values.dtype)
 
 
 def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Tensor, dropout: float) -> Tensor:

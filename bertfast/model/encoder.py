@@ -84,9 +84,12 @@ class BertSelfAttention(nn.Module):
             return self._by_boundaries(query, key, value, visible, first_only)
         assert visible.scores is not None
         if (places := visible.places) is not None:
-            ask = self._in_heads(query, len(visible.scores)) if first_only else places.heads_with_padding(query)
-            key, value = places.heads_with_padding(key), places.heads_with_padding(value)
-            context = self._attend(ask, key, value, visible.scores)
+            if first_only:
+                query = self._in_heads(query, len(visible.scores))
+                key, value = places.heads_with_padding(key, value)
+            else:
+                query, key, value = places.heads_with_padding(query, key, value)
+            context = self._attend(query, key, value, visible.scores)
             return context.reshape(asking.shape) if first_only else places.heads_of_tokens(context)
         packed = visible.sequence_starts is not None
         scores = visible.scores[:, :, visible.sequence_starts] if first_only and packed else visible.scores

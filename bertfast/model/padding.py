@@ -58,13 +58,14 @@ class Places:
 
     def with_padding(self, tokens_1TF: Tensor) -> Tensor:
         """[B, S, F] with zeros on padding."""
-        return _spread(tokens_1TF[0], self.padded, self.real_T).view(*self.mask_BS.shape, -1)
+        (padded,) = _spread(self.padded, self.real_T, tokens_1TF[0])
+        return padded.view(*self.mask_BS.shape, -1)
 
-    def heads_with_padding(self, tokens_1TH: Tensor) -> Tensor:
-        """[B, A, S, D] with zeros on padding."""
+    def heads_with_padding(self, *tokens_1TH: Tensor) -> list[Tensor]:
+        """Each as [B, A, S, D] with zeros on padding."""
         rows, length = self.mask_BS.shape
-        heads = tokens_1TH.reshape(len(self.heads_real), -1)
-        return _spread(heads, self.heads_padded, self.heads_real).view(rows, self.heads, length, -1)
+        heads = (tokens.reshape(len(self.heads_real), -1) for tokens in tokens_1TH)
+        return [part.view(rows, self.heads, length, -1) for part in _spread(self.heads_padded, self.heads_real, *heads)]
 
     def heads_of_tokens(self, heads_BASD: Tensor) -> Tensor:
         """[1, T, H], without what stands on padding."""
@@ -72,8 +73,8 @@ class Places:
         return collected.view(1, len(self.real_T), -1)
 
 
-def _spread(values: Tensor, there: Tensor, back: Tensor) -> Tensor:
-    return cast(Tensor, _Spread.apply(values, there, back))  # type: ignore[no-untyped-call]
+def _spread(there: Tensor, back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    return cast(tuple[Tensor, ...], _Spread.apply(there, back, *values))  # type: ignore[no-untyped-call]
 
 
 def _collect(values: Tensor, there: Tensor, back: Tensor) -> Tensor:
@@ -89,14 +90,14 @@ class _Spread(torch.autograd.Function):
     """Rows to the places that have one; its gradient is `_Collect`. torch's own would add row by row."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    def forward(ctx: Any, there: Tensor, back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(back)
-        return _with_zeros(values, there)
+        return tuple(_with_zeros(part, there) for part in values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        return gradient.index_select(0, back), None, None
+        return None, None, *(gradient.index_select(0, back) for gradient in gradients)
 
 
 class _Collect(torch.autograd.Function):

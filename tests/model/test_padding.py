@@ -29,7 +29,7 @@ def test_tokens_and_heads_go_to_their_places_and_back(lengths: list[int], heads:
     padded = places.with_padding(tokens)
     assert torch.equal(padded[mask == 1], tokens[0])
     assert not padded[mask == 0].any()
-    in_heads = places.heads_with_padding(tokens)
+    (in_heads,) = places.heads_with_padding(tokens)
     assert torch.equal(in_heads, padded.view(*mask.shape, heads, 2).transpose(1, 2))
     assert torch.equal(places.heads_of_tokens(in_heads), tokens)
     assert torch.equal(tokens[0, places.first_B], padded[:, 0])
