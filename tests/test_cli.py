@@ -374,7 +374,9 @@ def test_doctor_names_what_is_there_and_what_to_install() -> None:
     }
     for item in (*found["backends"], *found["packages"], *found["tools"]):
         assert bool(item["version"]) != bool(item["remedy"])
-    assert "backends" in bertfast("doctor").stdout
+    said = bertfast("doctor").stdout
+    assert "backends" in said
+    assert "bertfast[gpu]" in said
 
 
 def test_references_to_the_hub_are_resolved(corpus: Corpus, tmp_path: Path) -> None:

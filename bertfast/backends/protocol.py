@@ -108,6 +108,10 @@ class Backend(ABC):
     def download(self, outputs: Any) -> Arrays:
         """The outputs by name as float32 arrays."""
 
+    def computed_tokens(self, batch: Batch) -> int:
+        """How many tokens are computed for a batch, padding included."""
+        return batch.input_ids.size
+
     def make_ready(self) -> None:
         """Load now what `stream` would load when it is first called."""
 

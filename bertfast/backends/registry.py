@@ -163,6 +163,12 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
             f"'{name}' is not a backend. There are {', '.join(_RUNTIMES)}.{did_you_mean(name, _RUNTIMES)}"
         )
     runtime = _RUNTIMES[name]
+    if model.packed and not runtime.takes_rows and runtime.kind != "checkpoint":
+        able = " or ".join(name for name, other in _RUNTIMES.items() if other.takes_rows)
+        raise BackendError(
+            f"{name} takes rows with padding, and the graph of {model.path} is packed. Use --backend {able}, or export "
+            "without --packed."
+        )
     if runtime.kind != model.kind:
         raise BackendError(
             f"{name} runs artefacts of kind '{runtime.kind}', and {model.path} is '{model.kind}'."
@@ -170,12 +176,10 @@ def open_backend(model: ServedModel, name: str | None = None, *, threads: int | 
         )
     if model.precision not in precisions(name):
         able = " or ".join(precision.value for precision in precisions(name))
-        raise BackendError(f"{name} executes {able}, and {model.path} is in {model.precision.value}.")
-    if model.packed and not runtime.takes_rows:
-        able = " or ".join(name for name, other in _RUNTIMES.items() if other.takes_rows)
+        others = " or ".join(backends_for(model))
+        remedy = f" Use --backend {others}, or export" if others else " Export"
         raise BackendError(
-            f"{name} takes rows with padding, and the graph of {model.path} is packed. Use --backend {able}, or export "
-            "without --packed."
+            f"{name} executes {able}, and {model.path} is in {model.precision.value}.{remedy} it in another precision."
         )
     here = _look(name)
     if here.version is None:
@@ -190,7 +194,7 @@ def _next_step(model: ServedModel, runtime: _Runtime) -> str:
         return f" Export it first: bertfast export {model.path} --out DIR"
     if runtime.kind == "engine":
         return f" Build an engine first: bertfast build {model.path} --recipe NAME --out DIR"
-    return ""
+    return " Give the artefact that it was made from."
 
 
 def installed_version(package: str) -> str:

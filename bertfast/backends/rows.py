@@ -65,6 +65,9 @@ class InRows(Backend):
     def group(self, lengths: Sequence[int]) -> Iterator[Int64]:
         return group_by_tokens(lengths, self.row_tokens)
 
+    def computed_tokens(self, batch: Batch) -> int:
+        return batch.real_tokens
+
     def upload(self, batch: Batch) -> Rows:
         rows = [Row(places, self.inner.upload(row)) for places, row in rows_of(batch, self.row_tokens)]
         return Rows(rows, batch.attention_mask == 1)

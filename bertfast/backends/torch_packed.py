@@ -81,6 +81,9 @@ class TorchPackedBackend(TorchBackend):
         return group_by_tokens(lengths, self.max_tokens)
 
     @torch.inference_mode()  # a compiled model would be traced again for tensors of another mode
+    def computed_tokens(self, batch: Batch) -> int:
+        return layout_for(batch).tokens
+
     def upload(self, batch: Batch) -> Packed:  # type: ignore[override]
         layout = layout_for(batch)
         packed = without_padding(batch, layout)

@@ -75,7 +75,7 @@ class Ours:
     def _apart(self, watch: Watch, batches: Iterable[Batch]) -> Iterator[Arrays]:
         """Each phase ends when its work is done, not when it is asked for."""
         for batch in batches:
-            watch.count(batch.input_ids.size)
+            watch.count(self.backend.computed_tokens(batch))
             with watch("upload"):
                 inputs = self.backend.upload(batch)
                 self.synchronize()
@@ -92,7 +92,7 @@ class Ours:
 
         def counted() -> Iterator[Batch]:
             for batch in batches:
-                watch.count(batch.input_ids.size)
+                watch.count(self.backend.computed_tokens(batch))
                 yield batch
 
         computed = self.backend.stream(counted())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -193,7 +194,7 @@ def doctor(as_json: AsJson = False) -> None:
         table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for item in found[section]:
             present = "[green]yes[/]" if item["version"] else "[red]no[/]"
-            table.add_row(present, item["name"], item["version"] or item["remedy"])
+            table.add_row(present, item["name"], escape(item["version"] or item["remedy"]))
         console.print(table)
     for problem in found["problems"]:
         console.print(f"problem: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -46,6 +46,18 @@ def test_a_file_that_is_too_small_is_said_to_be() -> None:
     assert "1,000 rows are few: the drop may be up to 0.95 points" in shipped.summary
 
 
+def test_few_rows_of_which_none_changed_are_said_to_be_few() -> None:
+    run = results(REFERENCE, int8("b", 300.0, lost=0, gained=0))
+    assert "1,000 rows are few: the drop may be up to 0.30 points" in verdict_on(run, Limits(max_drop=0.2)).summary
+    assert "few" not in verdict_on(run, Limits(max_drop=0.3)).summary
+
+
+def test_a_slower_artefact_that_is_asked_about_is_not_called_the_fastest() -> None:
+    run = results(REFERENCE, measured("known", 300.0), int8("b", 200.0, lost=0, gained=0))
+    summary = verdict_on(run, Limits(min_speedup=2.5)).summary
+    assert summary.startswith("Do not ship. The fastest of the other artefacts, b: 2.00 times the reference")
+
+
 def test_the_limit_itself_is_held() -> None:
     run = results(REFERENCE, measured("b", 150.0, lost=7, gained=0, **ONNX))  # 90.0 - 89.3 is 0.7000000000000028
     assert verdict_on(run, Limits(max_drop=0.7, min_speedup=1.5, max_p99_ms=6)).choice == "b"

@@ -29,7 +29,7 @@ from bertfast.engine.library import read_network
 from bertfast.errors import ArtifactError, BackendError, CheckError
 from bertfast.export.export import Exported, export
 from bertfast.export.plan import ExportPlan
-from bertfast.text.batch import PACKED_INPUTS
+from bertfast.text.batch import PACKED_INPUTS, pad
 from bertfast.text.packing import with_padding
 from bertfast.text.tokenizer import Tokenizer
 from tests.backends.test_torch_packed import LABELS, TASKS, ragged, real_part
@@ -226,8 +226,22 @@ def test_a_graph_that_sees_its_neighbours_is_not_published(
     assert not (tmp_path / "onnx").exists()
 
 
+def test_padding_is_not_counted_where_it_is_not_computed(packed: Path, exported: Path) -> None:
+    encoded = open_served(packed).context.tokenizer.encode([("a", None), ("The old bridge crosses a river.", None)], 32)
+    batch = pad(encoded, 0)
+    counted = []
+    for artefact in (exported, packed):
+        with open_backend(open_served(artefact), "onnxruntime") as backend:
+            counted.append(backend.computed_tokens(batch))
+    assert counted == [batch.input_ids.size, batch.real_tokens]
+    assert counted[0] > counted[1]
+
+
 def test_runtimes_that_take_padding_refuse_it_by_name(packed: Path) -> None:
     assert backends_for(open_served(packed)) == list(RUNTIMES)
+    for name in ("tensorrt-rtx", "onnxruntime-tensorrt"):
+        with pytest.raises(BackendError, match=f"{name} takes rows with padding, and the graph of .* is packed"):
+            open_backend(open_served(packed), name)
     with pytest.raises(
         BackendError, match=r"onnxruntime-cuda takes rows with padding, .*--backend onnxruntime or openvino, or export"
     ):
