@@ -105,7 +105,7 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     dev = prepare(suite.dev, options.data, out / "dev")
     model = make_model(suite, options.data, dev, out / "model")
     plan = BenchPlan(
-        artefacts=(model, *exports(model, out, calibrated(suite, out / "train.jsonl", dev))),
+        artefacts=(model, *exports(model, out, int8_plan(suite, out / "train.jsonl", dev))),
         data=dev,
         command=measured["command"],
         commit=measured["commit"],
@@ -118,10 +118,10 @@ def measure(name: str, options: argparse.Namespace) -> Path:
     return out / "report"
 
 
-def calibrated(suite: Suite, train: Path, dev: Path) -> ExportPlan:
-    """How INT8 is made: of random weights it has a speed alone, and is made in the quickest way."""
+def int8_plan(suite: Suite, train: Path, dev: Path) -> ExportPlan:
+    """How INT8 is made: of random weights, which have a speed alone, in the quicker way."""
     if suite.train is None:
-        return ExportPlan(calibration=dev, calibration_rows=100, rounding="nearest")
+        return ExportPlan(calibration=dev, rounding="nearest")
     return ExportPlan(calibration=train)
 
 
