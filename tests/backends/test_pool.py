@@ -54,7 +54,9 @@ def test_as_many_batches_are_computed_at_a_time_as_there_are_predictors(bench: B
 
     with Pool(model, 2) as pool, ThreadPoolExecutor(2) as threads:
         bench.library.compute = meeting
-        list(threads.map(ask, range(4)))
+        asked = list(threads.map(ask, range(4)))
+    assert len(asked) == 4
+    assert not together.broken
 
 
 def test_each_has_a_stream_and_memory_of_its_own(bench: Bench) -> None:
