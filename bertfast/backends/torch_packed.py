@@ -80,10 +80,10 @@ class TorchPackedBackend(TorchBackend):
     def group(self, lengths: Sequence[int]) -> Iterator[Int64]:
         return group_by_tokens(lengths, self.max_tokens)
 
-    @torch.inference_mode()  # a compiled model would be traced again for tensors of another mode
     def computed_tokens(self, batch: Batch) -> int:
         return layout_for(batch).tokens
 
+    @torch.inference_mode()  # a compiled model would be traced again for tensors of another mode
     def upload(self, batch: Batch) -> Packed:  # type: ignore[override]
         layout = layout_for(batch)
         packed = without_padding(batch, layout)
