@@ -67,7 +67,10 @@ class DivergenceError(BertfastError):
     """Training has left the finite numbers."""
 
 
+_LIKENESS = 0.7  # of 1; at difflib's 0.6 files are alike that share little but their suffix
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest of `known`, or an empty string when nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=_LIKENESS)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -524,7 +524,7 @@ def test_an_engine_is_built_verified_inspected_and_rebuilt_by_its_verb(exported:
     found = json.loads(built.stdout)
     assert list(found["plans"]) == ["SM89"]
     verified = bertfast("build", out, "--verify")
-    assert (verified.returncode, json.loads(verified.stdout)) == (0, found)
+    assert (verified.returncode, json.loads(verified.stdout)) == (0, {"verified": True} | found)
     inspected = json.loads(bertfast("build", out, "--inspect").stdout)
     assert (inspected["engine"]["library"], inspected["graph"]["attentions"]) == ("tensorrt-rtx", 2)
     data = (out / "SM89.plan").read_bytes()
@@ -573,6 +573,7 @@ def test_profiles_are_planned_from_texts_and_kept_for_a_rebuild(
         (("--recipe", "latency", "--out", "x"), "tensorrt cannot be imported"),
         (("--rebuild",), "--rebuild takes an engine, and "),
         (("--rebuild", "--recipe", "latency"), "--rebuild takes the recipe inside the engine."),
+        (("--verify", "--inspect"), "--verify, --inspect and --rebuild are three different things to do."),
         (("--verify",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
         (("--inspect",), "is an artefact of kind 'onnx', and 'engine' is needed here."),
     ],

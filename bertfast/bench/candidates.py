@@ -67,7 +67,8 @@ def our_candidates(
         for backend in backends_for(model):
             if backends and backend not in backends:
                 continue
-            name = backend if alone else f"{model.name} {backend}"
+            name = f"{backend} packed" if model.packed else backend
+            name = name if alone else f"{model.name} {name}"
             name += f" ({number})" if name in {item.name for item in found} else ""
             found.append(Candidate(name, OUR_SYSTEM, backend, model, OURS, None, {}, settings))
     if not found:

@@ -72,8 +72,24 @@ def hardware_line(results: Results) -> str:
     """One line that says on what it was measured."""
     memory = results.hardware.get("memory_bytes")
     size = f", {memory / 2**30:.0f} GiB" if memory else ""
-    threads = f", {results.threads} threads" if results.threads else ""
+    threads = f", {_counted(results.threads, 'thread')}" if results.threads else ""
     return f"{results.hardware.get('cpu')}, {results.hardware.get('cores')} cores{size}{threads}"
+
+
+def run_line(results: Results) -> str:
+    """One line that says what was measured, how often and on what."""
+    made = [(item.offline, item.offline_given, item.latency_ms) for item in results.candidates]
+    most = max((len(repeats) for scenarios in made for repeats in scenarios), default=results.repeats)
+    more = f", up to {most} where they differed" if most > results.repeats else ""
+    labels = "" if results.labelled else " The file has no labels: speed only."
+    return (
+        f"{_counted(results.rows, 'row')}; {hardware_line(results)}; {_counted(results.repeats, 'interleaved repeat')}"
+        f"{more}, timed from the text to the answer.{labels}"
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def failure(row: Figures) -> str | None:

@@ -58,14 +58,14 @@ def verdict_on(results: Results, limits: Limits) -> Verdict:
     is measured to compare with, and is no choice; the summary says where one that passes is faster.
     """
     rows = figures(results)
-    right: list[Rule] = [_fails, _is_emulated, partial(_drops, results, limits)]
-    accurate = [row for row in rows if _reason(right, row) is None]
+    right: list[Rule] = [_is_emulated, partial(_drops, results, limits)]
+    accurate = [row for row in rows if _reasons(right, row) is None]
     fast: list[Rule] = [
         partial(_gains_nothing, accurate),
         partial(_is_slow, limits),
         partial(_is_late, results, limits),
     ]
-    reasons = {row.name: _reason([*right, *fast], row) for row in rows}
+    reasons = {row.name: _reasons([*right, *fast], row) for row in rows}
     pace = _pace(rows)
     ranked = sorted(rows, key=pace.key, reverse=True)
     passing = [row for row in ranked if reasons[row.name] is None]
@@ -92,9 +92,11 @@ def _asked_about(rows: Sequence[Figures]) -> list[Figures]:
     return [row for row in ours if row.measured.artefact_sha256 not in known] or ours
 
 
-def _reason(rules: Sequence[Rule], row: Figures) -> str | None:
-    """What the first rule that refuses the row says."""
-    return next(filter(None, (rule(row) for rule in rules)), None)
+def _reasons(rules: Sequence[Rule], row: Figures) -> str | None:
+    """What all the rules that refuse the row say; of one that failed nothing else is worth saying."""
+    if why := _fails(row):
+        return why
+    return ". Also: ".join(filter(None, (rule(row) for rule in rules))) or None
 
 
 def _fails(row: Figures) -> str | None:

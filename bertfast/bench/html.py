@@ -18,6 +18,7 @@ from bertfast.bench.figures import (
     figures,
     grid_of,
     hardware_line,
+    run_line,
     server_caption,
     truncated,
     warnings,
@@ -54,11 +55,7 @@ def write_html(results: Results, path: Path) -> None:
 
 
 def _heading(results: Results, title: str) -> str:
-    labels = "" if results.labelled else " The file has no labels: speed only."
-    return (
-        f"<h1>{title}</h1><p class='soft'>{results.rows:,} rows; {escape(hardware_line(results))}; "
-        f"{results.repeats} interleaved repeats, timed from the text to the answer.{labels}</p>"
-    )
+    return f"<h1>{title}</h1><p class='soft'>{escape(run_line(results))}</p>"
 
 
 def _verdict(results: Results) -> str:

@@ -19,6 +19,7 @@ from bertfast.bench.figures import (
     figures,
     grid_of,
     hardware_line,
+    run_line,
     server_caption,
     truncated,
     warnings,
@@ -103,9 +104,7 @@ def markdown(results: Results) -> str:
         f"# Benchmark: {results.task} on {results.data}",
         f"**{verdict}**" if verdict else "",
         "\n".join(f"- {line}" for line in refused),
-        f"{results.rows:,} rows; {hardware_line(results)}; {results.repeats} interleaved repeats, timed from the text "
-        "to the answer.",
-        "" if results.labelled else "The file has no labels: speed only.",
+        run_line(results),
         _markdown_rows(rows, columns),
         "\n".join(f"- {line}" for line in [*failures(rows), *warnings(rows)]),
         _markdown_rows(rows, details),

@@ -68,9 +68,11 @@ def build(
     from bertfast.engine.build import open_source
     from bertfast.text.labelled import Columns
 
+    if sum([verify, inspect, rebuild]) > 1:
+        raise ConfigError("--verify, --inspect and --rebuild are three different things to do. Give one of them.")
     if verify:
         _, record = read_engine(artefact)
-        print_json(_in_short(artefact, record))
+        print_json({"verified": True} | _in_short(artefact, record))
         return
     if inspect:
         _inspect(artefact)

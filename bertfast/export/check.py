@@ -36,7 +36,8 @@ def check_export(
     Raises:
         CheckError: an error exceeds the backend's tolerance, or an output is not finite.
     """
-    limit = tolerance(exported.name, precision or exported.precision)
+    precision = precision or exported.precision
+    limit = tolerance(exported.name, precision)
     per_token = model.task.per_token
     runs = [(name, batch, exported.run(batch), source.run(batch)) for name, batch in _batches(model)]
     scales = {name: max(float(np.abs(expected[name]).max()) for *_, expected in runs) for name in model.task.outputs}
@@ -48,10 +49,20 @@ def check_export(
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= limit:
         raise CheckError(
-            f"{exported.name} differs from the source on '{worst}' by {errors[worst]:.2e} (relative), and "
-            f"{limit:.0e} is allowed in {exported.precision.value}. Nothing was published."
+            f"{exported.name} differs from the source on '{worst}' by {errors[worst]:.2e} (relative to the largest "
+            f"output, {max(scales.values()):.2g}), and {limit:.0e} is allowed in {precision.value}. Nothing was "
+            f"published.{_remedy(precision)}"
         )
     return errors
+
+
+def _remedy(precision: Precision) -> str:
+    if precision not in (Precision.INT8, Precision.FP8):
+        return ""
+    return (
+        " Calibrate on more texts like those that will be served, or export in fp16 or bf16. Where the model has "
+        "hardly learnt yet its outputs are close to 0, and rounding is large beside them: train it longer first."
+    )
 
 
 def _batches(model: ServedModel) -> Iterator[tuple[str, Batch]]:

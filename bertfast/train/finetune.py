@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -137,6 +138,7 @@ def finetune(
         result = fit(model, learnt, context.settings, source, config, run, evaluate, criterion=criterion)
         result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
         shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
+        _warn_of_nothing_learnt(result)
         _report(run, task, result, config, steps)
         publish(run, in_use.weights(model), shape, task, context, parents, result, overwrite=overwrite)
     return result
@@ -216,6 +218,18 @@ def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: 
         facts={name: round(value, 4) for name, value in result.items()},
         panels=panels if result["train_s"] >= CURVES_FROM_S else (),
     )
+
+
+def _warn_of_nothing_learnt(result: Mapping[str, float]) -> None:
+    """Say so where naming the commonest label every time would be right as often."""
+    accuracy = result.get("dev_accuracy", result.get("dev_subset_accuracy"))
+    if accuracy is not None and accuracy <= result["dev_majority"]:
+        warnings.warn(
+            f"nothing was learnt that shows: the accuracy on dev is {accuracy:.1%}, and the commonest answer alone "
+            f"gives {result['dev_majority']:.1%}. Train for more epochs, try another learning_rate, or look at the "
+            "tables in the run's logs.",
+            stacklevel=3,
+        )
 
 
 def _num_layers(start: Checkpoint, config: FinetuneConfig) -> int:

@@ -114,6 +114,13 @@ def test_a_file_without_labels_is_said_to_be_one() -> None:
     assert "no labels" not in markdown(RUN)
 
 
+def test_repeats_are_counted_as_they_were_made() -> None:
+    assert "2 threads; 3 interleaved repeats, timed" in markdown(RUN)
+    noisy = results(measured("a", [100.0, 50.0, 70.0, 80.0]), threads=1)
+    assert "1 thread; 3 interleaved repeats, up to 4 where they differed, timed" in markdown(noisy)
+    assert "1 interleaved repeat, timed" in markdown(results(measured("a", [100.0], latency_ms=()), repeats=1))
+
+
 def test_a_comparison_is_printed_candidate_by_candidate(capsys: pytest.CaptureFixture[str]) -> None:
     new = results(measured("torch", 50.0), measured("other"), data_sha256="e" * 64)
     print_comparison(compare(RUN, new))

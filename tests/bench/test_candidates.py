@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_ours_are_told_what_is_to_be_other_than_in_the_artefact(classifier: Path
     (ours,) = our_candidates([open_served(classifier)], (), {"class_weights": "balanced"})
     assert ours.python is None
     assert ours.job(None)["settings"] == {"class_weights": "balanced"}
+
+
+def test_packed_rows_are_told_by_the_name(exported: Path) -> None:
+    plain = open_served(exported)
+    found = our_candidates([replace(plain, packed=True)], ["onnxruntime"], {})
+    assert [item.name for item in found] == ["onnxruntime packed"]
+    found = our_candidates([plain, replace(plain, packed=True)], ["onnxruntime"], {})
+    assert [item.name for item in found] == ["onnx onnxruntime", "onnx onnxruntime packed"]

@@ -77,6 +77,18 @@ def test_speed_is_judged_too(limits: dict[str, float], why: str) -> None:
     assert verdict.summary.endswith("Nothing else passes either.")
 
 
+def test_all_that_is_wrong_with_a_candidate_is_said() -> None:
+    run = results(REFERENCE, measured("b", 150.0, lost=30, gained=0, **ONNX))
+    reason = verdict_on(run, Limits(max_drop=1, min_speedup=2, max_p99_ms=5)).refused["b"]
+    first, *others = reason.split(". Also: ")
+    assert first.startswith("accuracy drops by 3.00 points, and 1 is the limit")
+    assert [why.partition(",")[0] for why in others] == [
+        "1.50 times the reference's throughput (1.50 to 1.50)",
+        "p99 is 6.00 ms",
+    ]
+    assert verdict_on(results(REFERENCE, failed("b", **ONNX)), Limits(min_speedup=2)).refused["b"].count("Also") == 0
+
+
 def test_a_rate_of_arrivals_must_hold() -> None:
     run = results(REFERENCE, measured("b", server=(served(10, 30),), lost=0, gained=0, **ONNX), bound_p99_ms=20)
     assert verdict_on(run, Limits(max_p99_ms=20)).refused["b"].startswith("no rate of arrivals")

@@ -148,6 +148,15 @@ def test_a_graph_that_differs_is_not_published(classifier: Path, change: object,
         check_export(model, source, Broken(source, change))
 
 
+def test_what_cannot_be_quantised_closely_is_told_what_to_do(classifier: Path) -> None:
+    model = open_served(classifier)
+    far = Broken(open_backend(model), lambda values, batch: values * 1.2)
+    with open_backend(model) as source, pytest.raises(CheckError) as refused:
+        check_export(model, source, far, Precision.INT8)
+    assert "and 5e-02 is allowed in int8" in str(refused.value)
+    assert "Calibrate on more texts" in str(refused.value)
+
+
 def test_nothing_is_published_when_a_check_fails(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,12 @@ def test_a_classifier_learns_and_answers_with_the_names_of_its_labels(
     assert sum(answer["scores"].values()) == pytest.approx(1)
 
 
+def test_a_run_that_learnt_nothing_says_so(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
+    idle = TINY_FINETUNE.model_copy(update={"max_steps": 1, "learning_rate": 1e-12})
+    with pytest.warns(UserWarning, match=r"accuracy on dev is [\d.]+%, and the commonest answer alone gives [\d.]+%"):
+        finetune(open_checkpoint(pretrained), get_task("classify"), *row_files, tmp_path / "m", idle)
+
+
 def test_the_head_is_kept_only_for_the_same_labels(
     classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
