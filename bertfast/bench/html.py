@@ -28,6 +28,7 @@ from bertfast.bench.table import DETAILS, Column, cells, columns_of
 from bertfast.errors import ConfigError
 
 # The browser itself refuses to fetch anything.
+_FEW_WARNINGS = 5  # as many are shown without a click
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -85,9 +86,12 @@ def _table(results: Results, rows: Sequence[Figures], columns: Sequence[Column])
 
 
 def _results(results: Results, rows: Sequence[Figures]) -> str:
-    doubts = "".join(f"<li>{escape(line)}</li>" for line in warnings(rows))
+    lines = [f"<li>{escape(line)}</li>" for line in warnings(rows)]
+    opened = " open" if len(lines) <= _FEW_WARNINGS else ""
+    summary = f"What makes these figures doubtful: {len(lines)}"
+    doubts = f"<details{opened}><summary>{summary}</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
     table = _table(results, rows, columns_of(results, rows))
-    return f"<section class='card'>{table}{f'<ul>{doubts}</ul>' if doubts else ''}</section>"
+    return f"<section class='card'>{table}{doubts}</section>"
 
 
 def _details(results: Results, rows: Sequence[Figures]) -> str:

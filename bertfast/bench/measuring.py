@@ -120,6 +120,17 @@ class Running:
     def is_noisy(self, scenario: Scenario) -> bool:
         return self.error is None and relative_spread(self.levels(scenario)) > SPREAD_LIMIT
 
+    def noise(self) -> str | None:
+        """By how much repeats of each scenario differ, in words; None where they agree."""
+        spreads = {each.value: self.levels(each) for each in Scenario if self.is_noisy(each)}
+        if not spreads:
+            return None
+        said = ", ".join(f"{name} {relative_spread(samples):.0%}" for name, samples in spreads.items())
+        return (
+            f"the middle half of {max(map(len, spreads.values()))} repeats is wider than {SPREAD_LIMIT:.0%} of their "
+            f"median ({said}). Was the machine busy with other work?"
+        )
+
     def _best_batch_size(self) -> int | None:
         """Ours have a rule of their own; a peer has what its variant says, or the one that suits it best."""
         if self.candidate.python is None or "batch_size" in self.candidate.options:

@@ -19,7 +19,7 @@ from bertfast.bench.measuring import Running, Say, measure
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.report import write_reports
 from bertfast.bench.results import GridCell, Measured, Results
-from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, relative_spread, spread
+from bertfast.bench.scenarios import Scenario, spread
 from bertfast.bench.worker import Worker
 from bertfast.errors import ConfigError, DataError
 from bertfast.tasks import Task
@@ -231,11 +231,6 @@ def _warnings(item: Running) -> list[str]:
     found = []
     if why := not_finite_in_words(not_finite(item.answers)):
         found.append(f"{why}, so its answers are not scored.")
-    for scenario in Scenario:
-        if item.is_noisy(scenario):
-            samples = item.levels(scenario)
-            found.append(
-                f"{scenario.value}: the middle half of {len(samples)} repeats is {relative_spread(samples):.0%} of "
-                f"their median wide (limit {SPREAD_LIMIT:.0%}). Was the machine busy with other work?"
-            )
+    if noise := item.noise():
+        found.append(noise)
     return found

@@ -76,6 +76,13 @@ def test_names_and_messages_of_others_are_text(tmp_path: Path) -> None:
     assert "OSError: &lt;script&gt;" in page
 
 
+@pytest.mark.parametrize(("count", "shown"), [(5, True), (6, False)])
+def test_many_warnings_are_folded(count: int, shown: bool, tmp_path: Path) -> None:
+    run = results(*(measured(f"c{number}", warnings=("busy",)) for number in range(count)))
+    opening = f"<details{' open' if shown else ''}><summary>What makes these figures doubtful: {count}</summary>"
+    assert opening in page_of(run, tmp_path)
+
+
 def test_the_pictures_are_whole_and_take_the_page_s_ink(tmp_path: Path) -> None:
     pictures = re.findall(r"<svg.*?</svg>", page_of(FULL, tmp_path), re.DOTALL)
     assert len(pictures) == 5  # the trade-off twice, latencies, lengths, rates

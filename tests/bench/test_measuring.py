@@ -87,7 +87,8 @@ def test_where_repeats_differ_all_candidates_repeat_until_twice_the_number() -> 
     measure(plan, running, quietly)
     assert [len(item.offline[OFFLINE]) for item in running] == [6, 6]
     assert [len(item.latency_ms) for item in running] == [3, 3]
-    assert [item.is_noisy(OFFLINE) for item in running] == [False, True]
+    assert running[0].noise() is None
+    assert "6 repeats is wider than 10% of their median (offline 40%)" in str(running[1].noise())
 
 
 def test_repeats_end_once_they_agree() -> None:
