@@ -51,8 +51,8 @@ INFERENCE := $(BIN)/python benchmarks/inference.py --data $(or $(BERTFAST_DATA),
 bench: $(VENV)/.dev peers ## Our backends and every peer on SST-2, the small suite: under 10 minutes on 2 cores
 	$(INFERENCE) small
 
-bench-inference: $(VENV)/.dev peers ## The whole: SST-2, MNLI and BERT-base's shape; fine-tunes first; recorded in benchmarks/results
-	$(INFERENCE) sst2 mnli bert-base --record
+bench-inference: $(VENV)/.dev peers ## The whole: SST-2, MNLI, long texts and BERT-base's shape; fine-tunes first; recorded in benchmarks/results
+	$(INFERENCE) sst2 mnli long bert-base --record
 
 tables: $(VENV)/.user ## The README's benchmark tables, made from benchmarks/results
 	$(BIN)/python benchmarks/tables.py

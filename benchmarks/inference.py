@@ -3,9 +3,9 @@
     make peers
     python benchmarks/inference.py SUITE... --data DIR --out DIR [--threads 2] [--record]
 
-A suite is benchmarks/suites/inference-SUITE.toml: small, sst2, mnli or bert-base. Its model is made under OUT where it
-is not there: MiniLM fine-tuned as the suite says (begun training goes on), or random weights of a shape; and exported
-in every precision, INT8 calibrated on rows that it learnt from.
+A suite is benchmarks/suites/inference-SUITE.toml: small, sst2, mnli, long or bert-base. Its model is made under OUT
+where it is not there: MiniLM fine-tuned as the suite says (begun training goes on), or random weights of a shape; and
+exported in every precision, INT8 calibrated on rows that it learnt from.
 `bertfast bench` then measures all of them in turn; the report is OUT/SUITE/report. With --record its raw samples are
 kept as benchmarks/results/inference-SUITE_HARDWARE_YYYYMM.json, from which the README's table is made.
 """
@@ -53,6 +53,7 @@ class Suite(Config):
         train: what the model learns from, with the settings of `finetune`.
         shape: that of a model of random weights, where nothing is learnt.
         labels: the class names of such a model.
+        grid: (sequences, tokens) of batches that ours compute alone too.
     """
 
     peers: tuple[str, ...]
@@ -63,6 +64,7 @@ class Suite(Config):
     labels: tuple[str, ...] = ()
     repeats: int = 5
     single_stream_rows: int = 100
+    grid: tuple[tuple[int, int], ...] = ()
 
     @model_validator(mode="after")
     def _has_one_model(self) -> Suite:
@@ -113,6 +115,7 @@ def measure(name: str, options: argparse.Namespace) -> Path:
         repeats=suite.repeats,
         single_stream_rows=suite.single_stream_rows,
         threads=options.threads,
+        grid=suite.grid,
     )
     bench(plan, out / "report", overwrite=True, notify=say)
     return out / "report"
