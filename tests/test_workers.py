@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,3 +29,26 @@ def test_a_failure_comes_in_the_place_of_its_result() -> None:
         assert next(quotients) == 2
         with pytest.raises(ZeroDivisionError):
             next(quotients)
+
+
+def test_items_are_worked_on_at_a_time() -> None:
+    together = threading.Barrier(2, timeout=30)  # one alone would wait for ever
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(in_order(pool, lambda item: together.wait(), range(6), ahead=3)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_is_left_early_does_not_begin_what_lies_ready() -> None:
+    begun, go_on = list[int](), threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if len(begun) > 1:
+            assert go_on.wait(timeout=30)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = in_order(pool, work, range(50), ahead=2)
+        assert next(results) == 0
+        threading.Timer(0.3, go_on.set).start()
+        results.close()  # type: ignore[attr-defined]
+    assert begun == [0, 1]

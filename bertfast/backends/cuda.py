@@ -18,6 +18,7 @@ from bertfast.backends.gpu import ask, open_driver
 from bertfast.errors import BackendError
 
 _NON_BLOCKING, _THREAD_LOCAL, _WITHOUT_TIME = 1, 1, 2  # CUstream_flags, CUstreamCaptureMode, CUevent_flags in cuda.h
+_DEVICE_ORDINAL = 9  # CUpointer_attribute
 _MIB = 2**20
 
 Bytes = npt.NDArray[np.uint8]
@@ -110,6 +111,16 @@ class Cuda:
             c_size_t(target.nbytes),
             c_void_p(self.stream),
         )
+
+    def gpu_of(self, address: int) -> int:
+        """The number of the GPU whose memory this is; ours is 0.
+
+        Raises:
+            BackendError: it is the memory of none.
+        """
+        number = c_int()
+        self._ask("cuPointerGetAttribute", byref(number), c_int(_DEVICE_ORDINAL), c_ulonglong(address))
+        return number.value
 
     def synchronize(self) -> None:
         """Wait until the stream is done."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from bertfast.backends.served import ServedModel
 from bertfast.config import Precision
 from bertfast.errors import BackendError
 from bertfast.text.batch import Batch
+from bertfast.workers import in_order
 
 _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _INFO = ("layerType", "runtimePrecision")
@@ -73,16 +73,15 @@ class OpenVinoBackend(Backend):
     def stream(self, batches: Iterable[Batch]) -> Iterator[Arrays]:
         """Few batches have all threads one after the other: beside each other the longest would be waited for."""
         source = iter(batches)
-        first = list(islice(source, 2))
-        if len(first) < 2 or not self.overlaps:
-            yield from map(self.run, chain(first, source))
-            return
-        run, workers = self._beside
-        first += islice(source, _FEW * workers - len(first))
-        if len(first) < _FEW * workers:
-            yield from map(self.run, first)
-        else:
-            yield from in_order(run, workers, chain(first, source))
+        first = list(islice(source, _FEW * 2))  # less are few for any number of workers
+        if len(first) == _FEW * 2 and self.overlaps:
+            run, workers = self._beside
+            first += islice(source, max(0, _FEW * workers - len(first)))
+            if len(first) >= _FEW * workers:
+                with ThreadPoolExecutor(workers) as pool:
+                    yield from in_order(pool, run, chain(first, source), workers + 1)
+                return
+        yield from map(self.run, chain(first, source))
 
     @cached_property
     def _beside(self) -> tuple[Run, int]:
@@ -107,22 +106,6 @@ class OpenVinoBackend(Backend):
 
     def download(self, outputs: openvino.InferRequest) -> Arrays:
         return {name: np.array(outputs.get_tensor(name).data, np.float32) for name in self.outputs}
-
-
-def in_order(run: Run, workers: int, batches: Iterable[Batch]) -> Iterator[Arrays]:
-    """The outputs of batches in their order: so many are computed at a time, and one more lies ready."""
-    running: deque[Future[Arrays]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for batch in batches:
-                running.append(pool.submit(run, batch))
-                if len(running) > workers + 1:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
 
 
 def _around(core: openvino.Core) -> str:

@@ -27,7 +27,7 @@ class Pool:
     Args:
         size: how many there are. Each has its own activations, inputs and outputs on the GPU.
     Raises:
-        BackendError: the model is no engine, or the GPU has no memory for so many.
+        BackendError: the model is no engine, there would be none, or the GPU has no memory for so many.
         EngineError: it was not built for this library and GPU.
     """
 
@@ -37,7 +37,12 @@ class Pool:
                 f"{model.path} is '{model.kind}', and a pool shares the weights of an engine. Build one first: "
                 "bertfast build ONNX --recipe NAME --out DIR"
             )
+        if size < 1:
+            raise BackendError(
+                f"a pool of {size} predictors answers nothing. Give 1 at least, as many as threads compute."
+            )
         self._free: LifoQueue[Predictor] = LifoQueue()
+        self._closed = False
         with ExitStack() as opened:
             backend = None
             for _ in range(size):
@@ -47,7 +52,13 @@ class Pool:
 
     @contextmanager
     def predictor(self) -> Iterator[Predictor]:
-        """One that no other thread uses meanwhile; waits for it as long as all are in use."""
+        """One that no other thread uses meanwhile; waits for it as long as all are in use.
+
+        Raises:
+            BackendError: the pool was closed.
+        """
+        if self._closed:
+            raise BackendError("the pool was closed. Ask for predictors before, or open another one.")
         predictor = self._free.get()
         try:
             yield predictor
@@ -56,6 +67,7 @@ class Pool:
 
     def close(self) -> None:
         """Let go of all; no thread may use one any longer."""
+        self._closed = True
         self._opened.close()
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bertfast.config import ShapeProfile
 from bertfast.errors import ProfileError
-from bertfast.text.batch import Int64, group_by_cost
+from bertfast.text.batch import Int64, group_by_budget, group_by_cost
 
 BATCH_COST_TOKENS = 32
 MAX_BATCH_TOKENS = 4096
@@ -28,6 +28,13 @@ def by_length(
     if profiles:
         return group_by_profile(lengths, profiles, batch_cost_tokens)
     return group_by_cost(lengths, batch_cost_tokens, MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES)
+
+
+def as_given(lengths: Sequence[int], profiles: Sequence[ShapeProfile] = ()) -> Iterator[Int64]:
+    """Batches in the order given, whatever the lengths: so large that a profile holds them, where there are any."""
+    longest = max((profile.length[2] for profile in profiles), default=0)
+    rows = max((profile.batch[2] for profile in profiles if profile.length[2] == longest), default=MAX_BATCH_SEQUENCES)
+    return group_by_budget(lengths, MAX_BATCH_TOKENS, min(rows, MAX_BATCH_SEQUENCES), in_order=True)
 
 
 def choose_profile(profiles: Sequence[ShapeProfile], rows: int, length: int) -> int:

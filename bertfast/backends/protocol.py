@@ -170,7 +170,8 @@ class Backend(ABC):
             found = ", ".join(sorted(formats)) or "no matrix product at all"
             raise BackendError(
                 f"{self.name} was to execute the matrix products in {wanted.value}, and says that it executes {found}. "
-                "Its numbers would not be what their label says, so it is not used."
+                "Its numbers would not be what their label says, so it is not used. Use another --backend, or export "
+                "in a precision that this machine multiplies in ('bertfast doctor' tells)."
             )
 
 

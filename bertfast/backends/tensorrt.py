@@ -158,7 +158,8 @@ class TensorRTBackend(Backend):
                 stream that they name (CUDA's default stream where they name none) is waited for on the GPU; what is on
                 others must be done. They may change once the outputs were downloaded.
         Raises:
-            BackendError: one is missing, not on the GPU, not contiguous, or of another type or shape than the others.
+            BackendError: one is missing, not on the engine's GPU, not contiguous, or of another type or shape than the
+                others.
             ProfileError: no profile holds them as they are.
         """
         if set(arrays) != set(self.inputs):
@@ -175,6 +176,9 @@ class TensorRTBackend(Backend):
                 f"batch {rows}x{length} is shorter than the {least} tokens that the engine's profiles begin with, and "
                 f"what is on the GPU is not padded. Pad it to {least}, or give it to upload."
             )
+        for name, place in places.items():
+            if (gpu := self.cuda.gpu_of(place.address)) != 0:
+                raise BackendError(f"{name} is on GPU {gpu}, and the engine on GPU 0. Copy it there first.")
         for stream in {place.stream for place in places.values() if place.stream is not None}:
             self.cuda.follow(stream)
         addresses = {name: place.address for name, place in places.items()}
@@ -309,6 +313,7 @@ class TensorRTBackend(Backend):
             free, total = self.cuda.memory_bytes()
             raise BackendError(
                 f"{self.name} does not take {what}: {said(self.errors)}. {free / _MIB:,.1f} of the GPU's "
-                f"{total / _MIB:,.1f} MiB are free."
+                f"{total / _MIB:,.1f} MiB are free. Where that is little, end what else runs there; else build the "
+                "engine again with other profiles, or without cuda_graphs."
             )
         return answer

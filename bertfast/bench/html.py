@@ -27,8 +27,8 @@ from bertfast.bench.results import Results
 from bertfast.bench.table import DETAILS, Column, cells, columns_of
 from bertfast.errors import ConfigError
 
-# The browser itself refuses to fetch anything.
 _FEW_WARNINGS = 5  # as many are shown without a click
+# The browser itself refuses to fetch anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 

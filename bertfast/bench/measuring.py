@@ -14,7 +14,7 @@ from bertfast.bench.candidates import Candidate
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.results import OfflineRun, ServerRun
 from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, highest_rate, relative_spread, spread
-from bertfast.bench.worker import Worker
+from bertfast.bench.worker import RefusedError, Worker
 from bertfast.errors import BackendError
 from bertfast.tasks import Answer
 from bertfast.text.labelled import Request
@@ -36,6 +36,7 @@ class Running:
         lengths: tokens of each sequence of each request, where the candidate can tell.
         padded_tokens: of the whole file by scenario, padding included; 0 where the candidate does not count them.
         grid: seconds of the batches of each shape.
+        refused_shapes: why there are none of a shape.
     """
 
     candidate: Candidate
@@ -51,6 +52,7 @@ class Running:
     latency_ms: list[tuple[float, ...]] = field(default_factory=list)
     server: list[ServerRun] = field(default_factory=list)
     grid: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    refused_shapes: dict[tuple[int, int], str] = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
@@ -106,10 +108,18 @@ class Running:
             self.fail(str(error))
 
     def compute(self, shape: tuple[int, int]) -> None:
-        """Time a batch of so many sequences and tokens, where the candidate has such a thing."""
-        elapsed_s = self.ask("grid", batch_size=shape[0], length=shape[1])
-        if elapsed_s is not None:
-            self.grid.setdefault(shape, []).append(elapsed_s)
+        """Time a batch of so many sequences and tokens, where the candidate has such a thing and can."""
+        if self.error is not None or shape in self.refused_shapes:
+            return
+        try:
+            elapsed_s = self.worker.ask("grid", self.plan.timeout_s, batch_size=shape[0], length=shape[1])
+        except RefusedError as error:
+            self.refused_shapes[shape] = str(error)
+        except BackendError as error:
+            self.fail(str(error))
+        else:
+            if elapsed_s is not None:
+                self.grid.setdefault(shape, []).append(elapsed_s)
 
     def levels(self, scenario: Scenario) -> list[float]:
         """A number for each repeat: seconds of the whole file, or the median latency in milliseconds."""

@@ -12,7 +12,7 @@ import numpy as np
 from bertfast import artifact
 from bertfast.backends.predictor import Predictor, answers
 from bertfast.backends.predictor import load as open_predictor
-from bertfast.backends.profiles import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS
+from bertfast.backends.profiles import as_given
 from bertfast.backends.protocol import Arrays
 from bertfast.tasks import Answer
 from bertfast.text.batch import Batch, Int64, group_by_budget
@@ -49,10 +49,9 @@ class Ours:
             encoded = self.encode(requests)
 
         def group(lengths: Sequence[int]) -> Iterator[Int64]:
-            if batch_size is None and not in_order:
-                return self.backend.group(lengths)
-            budget = (MAX_BATCH_TOKENS, MAX_BATCH_SEQUENCES) if batch_size is None else (sys.maxsize, batch_size)
-            return group_by_budget(lengths, *budget, in_order=in_order)
+            if batch_size is not None:
+                return group_by_budget(lengths, sys.maxsize, batch_size, in_order=in_order)
+            return as_given(lengths, self.backend.profiles) if in_order else self.backend.group(lengths)
 
         compute = self._overlapping if self.backend.overlaps else self._apart
         return answers(

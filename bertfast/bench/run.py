@@ -231,6 +231,9 @@ def _warnings(item: Running) -> list[str]:
     found = []
     if why := not_finite_in_words(not_finite(item.answers)):
         found.append(f"{why}, so its answers are not scored.")
+    found += [
+        f"{rows} x {length} tokens were not computed: {why}" for (rows, length), why in item.refused_shapes.items()
+    ]
     if noise := item.noise():
         found.append(noise)
     return found

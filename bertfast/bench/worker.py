@@ -21,6 +21,10 @@ _OF_THIS_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _PATIENCE_S = 10
 
 
+class RefusedError(BackendError):
+    """A candidate did not do what it was asked for."""
+
+
 class Worker:
     """A process that answers requests about one candidate (child.py says which there are).
 
@@ -53,7 +57,8 @@ class Worker:
         """Send a request and return its answer.
 
         Raises:
-            BackendError: the candidate reports an error, has died, or does not answer in time, whereupon it is killed.
+            RefusedError: the candidate reports an error, and can be asked for something else.
+            BackendError: it has died, or does not answer in time, whereupon it is killed.
         """
         assert self._process.stdin is not None
         try:
@@ -74,8 +79,8 @@ class Worker:
         if answer["ok"]:
             return answer["answer"]
         if answer["kind"] == "memory":
-            raise BackendError(f"out of memory during '{do}': {answer['error']}")
-        raise BackendError(f"'{do}' failed: {answer['error']}")
+            raise RefusedError(f"out of memory during '{do}': {answer['error']}")
+        raise RefusedError(f"'{do}' failed: {answer['error']}")
 
     def stop(self) -> None:
         """End the process: politely, and by force where it does not listen."""

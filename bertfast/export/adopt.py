@@ -7,6 +7,7 @@ each other, and each against itself with more padding and in another order.
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def foreign_graph(folder: Path) -> Path:
         ArtifactError: the folder is an artefact, or holds no graph, or several and none is called model.onnx.
     """
     if (folder / artifact.MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is an artefact of bertfast already.")
+        raise ArtifactError(f"{folder} is an artefact of bertfast already. Use it as it is.")
     found = sorted(folder.glob("*.onnx"))
     if folder / ONNX_FILE in found:
         return folder / ONNX_FILE
@@ -108,15 +109,16 @@ def _check(served: ServedModel) -> Checks:
     found: Checks = {}
     source: Backend | None = None
     refusals = [BackendError(f"no runtime for {served.precision.value} is here: pip install 'bertfast[cpu]'")]
-    for name in backends_for(served):
-        try:
-            backend = open_backend(served, name)
-        except BackendError as refusal:
-            refusals.append(refusal)
-            warnings.warn(f"{refusal} The graph is not checked in it.", stacklevel=2)
-            continue
-        source = source or backend
-        found[name] = check_export(served, source, backend)
+    with ExitStack() as opened:
+        for name in backends_for(served):
+            try:
+                backend = opened.enter_context(open_backend(served, name))
+            except BackendError as refusal:
+                refusals.append(refusal)
+                warnings.warn(f"{refusal} The graph is not checked in it.", stacklevel=2)
+                continue
+            source = source or backend
+            found[name] = check_export(served, source, backend)
     if not found:
         raise refusals[-1]
     return found

@@ -106,7 +106,7 @@ def pretrain(
     training, heldout = split_documents(corpus, config.heldout_fraction, config.seed)
     instances = InstanceSource(corpus, training, config)
     steps = total_steps(steps_per_epoch(instances, config), config)
-    config = resolve(config, steps, static_shapes=config.packing)
+    config = resolve(config, steps, static_shapes=PretrainSource.static_shapes)
     sample = sample_sizes(instances)
     with joined(config.device) as world:
         layout = packed_layout(sample, config, shape, world)

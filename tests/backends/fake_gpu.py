@@ -41,6 +41,7 @@ class FakeDriver:
         self.handles = itertools.count(100)
         self.current = False
         self.launched = 0
+        self.elsewhere: dict[int, int] = {}  # the GPU of memory that is not the first one's
         self.most_pinned = 2**30
         self.void = False  # whether something forbidden was done during the capture
 
@@ -56,7 +57,11 @@ class FakeDriver:
         return 0
 
     def cuGetErrorString(self, error: int, text: Any) -> int:
-        text._obj.value = {2: b"out of memory", 901: b"operation failed due to a previous error during capture"}[error]
+        text._obj.value = {
+            1: b"invalid argument",
+            2: b"out of memory",
+            901: b"operation failed due to a previous error during capture",
+        }[error]
         return 0
 
     def cuDeviceGet(self, device: Any, number: Any) -> int:
@@ -131,6 +136,13 @@ class FakeDriver:
         memory = ctypes.create_string_buffer(b"\xff" * size.value, size.value)  # whatever was there before
         address._obj.value = ctypes.addressof(memory)
         self.device[ctypes.addressof(memory)] = memory
+        return 0
+
+    def cuPointerGetAttribute(self, found: Any, attribute: Any, address: Any) -> int:
+        assert attribute.value == 9
+        if address.value not in self.device:
+            return 1
+        found._obj.value = self.elsewhere.get(address.value, 0)
         return 0
 
     def cuMemFree_v2(self, address: Any) -> int:

@@ -78,3 +78,17 @@ def test_inputs_on_the_gpu_are_whole_and_long_enough(bench: Bench) -> None:
             backend.bind(short)
         with pytest.raises(BackendError, match=r"the engine reads input_ids, .*, and got input_ids\."):
             backend.bind({"input_ids": short["input_ids"]})
+
+
+def test_inputs_of_another_gpu_are_refused(bench: Bench) -> None:
+    arrays = {name: OnTheGpu(bench, np.ones((1, 16), np.int64)) for name in batch(1, 16).arrays}
+    address = arrays["attention_mask"].__cuda_array_interface__["data"][0]
+    with TensorRTBackend(bench.model(SMALL), "tensorrt") as backend:
+        bench.driver.elsewhere[address] = 1
+        with pytest.raises(BackendError, match="attention_mask is on GPU 1, and the engine on GPU 0. Copy it there"):
+            backend.bind(arrays)
+        bench.driver.elsewhere.clear()
+        backend.bind(arrays)
+        bench.driver.cuMemFree_v2(ctypes.c_ulonglong(address))
+        with pytest.raises(BackendError, match="invalid argument"):
+            backend.bind(arrays)

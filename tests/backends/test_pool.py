@@ -75,3 +75,12 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(bench: Bench, exported: Pa
     assert not bench.driver.device
     with pytest.raises(BackendError, match="is 'onnx', and a pool shares the weights of an engine. Build one first"):
         Pool(open_served(exported), 2)
+    with pytest.raises(BackendError, match="a pool of 0 predictors answers nothing. Give 1 at least"):
+        Pool(model, 0)
+
+
+def test_a_pool_that_was_closed_gives_no_predictor(bench: Bench) -> None:
+    with Pool(bench.model(SMALL), 1) as pool:
+        pass
+    with pytest.raises(BackendError, match="the pool was closed"), pool.predictor():
+        pass

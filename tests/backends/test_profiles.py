@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertfast.backends.profiles import _home, choose_profile, group_by_profile
+from bertfast.backends.profiles import MAX_BATCH_SEQUENCES, _home, as_given, choose_profile, group_by_profile
 from bertfast.config import ShapeProfile
 from bertfast.errors import ProfileError
 
@@ -88,3 +90,16 @@ def test_buckets_are_not_mixed() -> None:
 def test_a_sequence_that_is_too_long_is_refused() -> None:
     with pytest.raises(ProfileError, match="batch 1x600 exceeds .* Cut its texts to 512"):
         list(group_by_profile([5, 600], [SINGLE], 0))
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=60))
+def test_batches_in_the_order_given_fit_a_profile(lengths: list[int]) -> None:
+    for profiles in ([SINGLE], [SHORT, SINGLE]):
+        groups = [group.tolist() for group in as_given(lengths, profiles)]
+        assert list(chain(*groups)) == list(range(len(lengths)))
+        for group in groups:
+            choose_profile(profiles, len(group), max(lengths[place] for place in group))
+
+
+def test_batches_in_the_order_given_are_large_where_nothing_bounds_them() -> None:
+    assert [len(group) for group in as_given([2] * 300)] == [MAX_BATCH_SEQUENCES, 300 - MAX_BATCH_SEQUENCES]

@@ -126,6 +126,19 @@ def test_int8_that_may_as_well_be_slower_is_refused() -> None:
     assert "(0.95 to 1.20)" in verdict_on(results(REFERENCE, noisy), Limits(max_drop=1)).refused["small"]
 
 
+def test_what_is_emulated_is_refused_and_not_judged_by_a_speed_that_is_not_its_own() -> None:
+    eight = measured("eight", 30.0, precision="fp8", backend="torch", emulated=True, lost=0, gained=0, **ONNX)
+    verdict = verdict_on(results(REFERENCE, eight), Limits(max_drop=1, min_speedup=1.5))
+    assert not verdict.ship
+    assert verdict.refused["eight"].startswith("this machine has no fp8: its numbers were computed in fp32")
+    assert "Also" not in verdict.refused["eight"]
+    worse = eight.model_copy(update={"metrics": {"accuracy": 0.5}})
+    assert (
+        ". Also: accuracy drops by 40.00 points"
+        in verdict_on(results(REFERENCE, worse), Limits(max_drop=1)).refused["eight"]
+    )
+
+
 def test_failures_and_numbers_that_are_none_are_refused() -> None:
     run = results(REFERENCE, failed("b", **ONNX), measured("c", 400.0, metrics={}, not_finite=3, **ONNX))
     verdict = verdict_on(run, Limits(max_drop=5))

@@ -12,6 +12,7 @@ from bertfast.bench.gate import Limits
 from bertfast.bench.measuring import BATCH_SIZES, SERVER_BOUNDS, Running, measure
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.scenarios import Scenario
+from bertfast.bench.worker import RefusedError
 from bertfast.errors import BackendError
 
 OFFLINE = Scenario.OFFLINE
@@ -97,6 +98,21 @@ def test_repeats_end_once_they_agree() -> None:
     measure(plan, running, quietly)
     assert [run.elapsed_s for run in running[0].offline[OFFLINE]] == [3.0, 2.0, 2.0, 2.0, 2.0]
     assert not running[0].is_noisy(OFFLINE)
+
+
+def test_a_shape_that_a_candidate_cannot_compute_costs_that_shape_alone() -> None:
+    def grid(times: int, batch_size: int, length: int) -> float:
+        if batch_size == 64:
+            raise RefusedError("out of memory during 'grid': no more")
+        return 0.5
+
+    running = running_with(plan_for(grid=((64, 128), (1, 8))), a={"grid": grid})
+    measure(running[0].plan, running, quietly)
+    assert running[0].error is None
+    assert len(running[0].offline[OFFLINE]) == 3
+    assert running[0].grid == {(1, 8): [0.5] * 3}
+    assert running[0].refused_shapes == {(64, 128): "out of memory during 'grid': no more"}
+    assert [shape["batch_size"] for do, shape in running[0].worker.asked if do == "grid"].count(64) == 1  # type: ignore[attr-defined]
 
 
 def test_a_candidate_that_has_failed_is_asked_nothing_more_and_the_others_go_on() -> None:

@@ -25,8 +25,7 @@ def test_a_share_at_either_end(dropout: float) -> None:
 
 
 def test_values_in_64_bits_are_dropped_by_torch() -> None:
-    values = torch.ones(100, 100, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: Dropout(0.5).eval()(v), values[:2, :2])  # type: ignore[no-untyped-call]
+    values = torch.ones(100, 100, dtype=torch.float64)
     assert set(Dropout(0.5).train()(values).unique().tolist()) == {0.0, 2.0}
 
 

@@ -74,13 +74,16 @@ def test_without_padding_a_model_has_the_gradients_that_it_has_with_it(
         assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-5), name
 
 
-def test_a_row_of_nothing_but_padding_is_computed_beside_the_others(tiny_config: ModelConfig) -> None:
-    model, mask = BertModel(tiny_config.model_copy(update=STILL)).train(), ragged([3, 2, 4])
-    mask[1] = 0
+@pytest.mark.parametrize("empty", [1, 2])
+def test_a_row_of_nothing_but_padding_is_computed_beside_the_others(tiny_config: ModelConfig, empty: int) -> None:
+    model, mask = BertModel(tiny_config.model_copy(update=STILL)), ragged([3, 4, 2])
+    mask[empty] = 0
     ids = torch.randint(5, tiny_config.vocab_size, mask.shape)
-    hidden = model(ids, mask, torch.zeros_like(ids), first_only=True)
-    assert hidden.shape == (3, 1, tiny_config.hidden_size)
-    assert hidden.isfinite().all()
+    inputs, full = (ids, mask, torch.zeros_like(ids)), mask.any(1)
+    learning, serving = (model.train(training)(*inputs, first_only=True) for training in (True, False))
+    assert learning.shape == (3, 1, tiny_config.hidden_size)
+    assert learning.isfinite().all()
+    assert torch.allclose(learning[full], serving[full], atol=1e-5)
 
 
 def test_linear_layers_see_real_tokens_alone_in_training(tiny_config: ModelConfig) -> None:
