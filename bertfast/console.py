@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 errors = Console(stderr=True)
+SAID_EVERY_S = 15.0  # where progress goes into a file, which no bar can move in
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def counting(what: str) -> Iterator[Any]:
         def count(more: int) -> None:
             done = progress.tasks[0].fields["done"] + more
             progress.update(bar, done=done, description=f"{done:,} {what}")
+            say(f"{done:,} {what}")
 
+        say = _now_and_then()
         yield count
 
 
@@ -40,8 +43,11 @@ def counting_text() -> Iterator[Any]:
             nonlocal total_documents, total_bytes, started_s
             started_s = started_s or time.monotonic()
             total_documents, total_bytes = total_documents + documents, total_bytes + size
-            progress.update(bar, description=f"{total_documents:,} documents, {total_bytes / 1e6:,.0f} MB")
+            description = f"{total_documents:,} documents, {total_bytes / 1e6:,.0f} MB"
+            progress.update(bar, description=description)
+            say(description)
 
+        say = _now_and_then()
         yield count
     elapsed_s = time.monotonic() - (started_s or 0)
     speed = f"{total_bytes / 1e6:,.1f} MB of text in {elapsed_s:.1f} s: {total_bytes / 1e6 / elapsed_s:.1f} MB/s"
@@ -53,4 +59,23 @@ def notifying() -> Iterator[Any]:
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         bar = progress.add_task("start")
-        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
+
+        def notify(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=what, completed=done, total=total)
+            say(f"{done}/{total} {what}")
+
+        say = _now_and_then()
+        yield notify
+
+
+def _now_and_then() -> Callable[[str], None]:
+    """Prints a line now and then where there is no terminal, so that a log shows that something happens."""
+    last_s = time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal last_s
+        if not errors.is_terminal and time.monotonic() - last_s >= SAID_EVERY_S:
+            last_s = time.monotonic()
+            errors.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return say

@@ -29,8 +29,8 @@ def worker_pool(workers: int, begin: Callable[..., None], *arguments: Any) -> Pr
 def in_order(pool: Executor, task: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
     """The results of `task`, in the order of the items; while one is used, the next `ahead` are under way.
 
-    Items are taken as they are needed, so there may be any number of them. When a task fails, or nobody wants more, what
-    was not begun never is.
+    Items are taken as they are needed, so there may be any number of them. When a task fails, or nobody wants more,
+    what was not begun never is.
     """
     under_way: deque[Future[Result]] = deque()
     try:
