@@ -11,6 +11,7 @@ from bertfast.bench.candidates import Candidate
 from bertfast.bench.gate import Limits
 from bertfast.bench.measuring import BATCH_SIZES, SERVER_BOUNDS, Running, measure
 from bertfast.bench.plan import BenchPlan
+from bertfast.bench.run import _warnings
 from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import RefusedError
 from bertfast.errors import BackendError
@@ -111,7 +112,7 @@ def test_a_shape_that_a_candidate_cannot_compute_costs_that_shape_alone() -> Non
     assert running[0].error is None
     assert len(running[0].offline[OFFLINE]) == 3
     assert running[0].grid == {(1, 8): [0.5] * 3}
-    assert running[0].refused_shapes == {(64, 128): "out of memory during 'grid': no more"}
+    assert _warnings(running[0]) == ["64 x 128 tokens were not computed: out of memory during 'grid': no more"]
     assert [shape["batch_size"] for do, shape in running[0].worker.asked if do == "grid"].count(64) == 1  # type: ignore[attr-defined]
 
 
