@@ -45,6 +45,7 @@ class OpenVinoBackend(Backend):
         self.model, self.threads, self.outputs = model, threads, model.task.outputs
         self.overlaps = (threads or int(artifact.hardware()["cores"])) > 1
         self.core, self.file = openvino.Core(), model.path / model.file
+        _convert_an_array()
         with self._loading():
             self.graph = self.core.read_model(self.file)  # once: the file may be another one later
         self.request = self._compiled("LATENCY").create_infer_request()
@@ -106,6 +107,15 @@ class OpenVinoBackend(Backend):
 
     def download(self, outputs: openvino.InferRequest) -> Arrays:
         return {name: np.array(outputs.get_tensor(name).data, np.float32) for name in self.outputs}
+
+
+def _convert_an_array() -> None:
+    """Once, before threads do it: two that convert the first array at the same time wait for each other for ever.
+
+    One waits for Python's lock within a C++ initialisation, the other has the lock and waits for the initialisation
+    (openvino 2026.4.1, seen in 1 of 15 processes; benchmarks/LOG.md).
+    """
+    np.array(openvino.Tensor(np.zeros((1, 1), np.int64), shared_memory=True).data)
 
 
 def _around(core: openvino.Core) -> str:

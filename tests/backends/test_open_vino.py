@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from bertfast.backends.protocol import relative_error
 from bertfast.text.batch import Batch, pad
 from bertfast.text.tokenizer import Encoded
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 
 
 def batches(count: int) -> list[Batch]:
@@ -63,3 +64,15 @@ def test_batches_beside_each_other_are_of_the_model_that_was_loaded(exported: Pa
         (copy / "model.onnx").write_bytes(b"another one")
         beside = list(backend.stream(batches(1) * 8))
     assert all(relative_error(outputs["logits"], alone["logits"]) < 1e-5 for outputs in beside)
+
+
+def test_the_first_array_is_converted_before_there_are_threads(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converting, convert = list[int](), openvino.Tensor
+
+    def noted(*given: Any, **settings: Any) -> Any:
+        converting.append(threading.get_ident())
+        return convert(*given, **settings)
+
+    monkeypatch.setattr(openvino, "Tensor", noted)
+    with OpenVinoBackend(open_served(exported), 2):
+        assert converting == [threading.get_ident()]
