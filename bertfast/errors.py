@@ -67,7 +67,7 @@ class DivergenceError(BertfastError):
     """Training has left the finite numbers."""
 
 
-_LIKENESS = 0.7  # of 1; at difflib's 0.6 files are alike that share little but their suffix
+_LIKENESS = 0.65  # of 1; at difflib's 0.6 files are alike that share little but their suffix
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -38,17 +38,19 @@ def test_items_are_worked_on_at_a_time() -> None:
 
 
 def test_what_is_left_early_does_not_begin_what_lies_ready() -> None:
-    begun, go_on = list[int](), threading.Event()
+    begun, second, go_on = list[int](), threading.Event(), threading.Event()
 
     def work(item: int) -> int:
         begun.append(item)
         if len(begun) > 1:
+            second.set()
             assert go_on.wait(timeout=30)
         return item
 
     with ThreadPoolExecutor(1) as pool:
         results = in_order(pool, work, range(50), ahead=2)
         assert next(results) == 0
+        assert second.wait(timeout=30)
         threading.Timer(0.3, go_on.set).start()
         results.close()  # type: ignore[attr-defined]
     assert begun == [0, 1]

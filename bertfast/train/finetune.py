@@ -222,11 +222,12 @@ def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: 
 
 def _warn_of_nothing_learnt(result: Mapping[str, float]) -> None:
     """Say so where naming the commonest label every time would be right as often."""
+    majority = result.get("dev_majority")
     accuracy = result.get("dev_accuracy", result.get("dev_subset_accuracy"))
-    if accuracy is not None and accuracy <= result["dev_majority"]:
+    if majority is not None and accuracy is not None and accuracy <= majority:
         warnings.warn(
             f"nothing was learnt that shows: the accuracy on dev is {accuracy:.1%}, and the commonest answer alone "
-            f"gives {result['dev_majority']:.1%}. Train for more epochs, try another learning_rate, or look at the "
+            f"gives {majority:.1%}. Train for more epochs, try another learning_rate, or look at the "
             "tables in the run's logs.",
             stacklevel=3,
         )
