@@ -53,7 +53,7 @@ class Suite(Config):
         train: what the model learns from, with the settings of `finetune`.
         shape: that of a model of random weights, where nothing is learnt.
         labels: the class names of such a model.
-        grid: (sequences, tokens) of batches that ours compute alone too.
+        grid: (sequences, tokens) of batches that are computed alone too, without text.
     """
 
     peers: tuple[str, ...]

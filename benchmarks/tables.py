@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bertfast.bench.compare import read_results
-from bertfast.bench.figures import hardware_line
+from bertfast.bench.figures import run_line
 from bertfast.bench.report import markdown_table
 from bertfast.bench.results import Results
 from bertfast.errors import DataError, did_you_mean
@@ -55,8 +55,7 @@ def _body(name: str, source: Path) -> str:
     if name not in TABLES:
         raise DataError(f"table:{name} is none of {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
     results = read_results(source)
-    told = f"{results.data}, {results.rows:,} rows; {hardware_line(results)}; {results.repeats} interleaved repeats"
-    return f"\n{TABLES[name](results)}\n\n{told}: `{source.name}`.\n\n"
+    return f"\n{TABLES[name](results)}\n\n{results.data}, {run_line(results)} All samples: `{source.name}`.\n\n"
 
 
 def main() -> None:

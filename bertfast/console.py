@@ -19,14 +19,13 @@ def counting(what: str) -> Iterator[Any]:
     """Show how many of these things are done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task(f"0 {what}", total=None, done=0)
+        bar, say = progress.add_task(f"0 {what}", total=None, done=0), _now_and_then()
 
         def count(more: int) -> None:
             done = progress.tasks[0].fields["done"] + more
             progress.update(bar, done=done, description=f"{done:,} {what}")
             say(f"{done:,} {what}")
 
-        say = _now_and_then()
         yield count
 
 
@@ -37,7 +36,7 @@ def counting_text() -> Iterator[Any]:
     total_documents = total_bytes = 0
     started_s: float | None = None
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task("training a vocabulary", total=None)
+        bar, say = progress.add_task("training a vocabulary", total=None), _now_and_then()
 
         def count(documents: int, size: int) -> None:
             nonlocal total_documents, total_bytes, started_s
@@ -47,7 +46,6 @@ def counting_text() -> Iterator[Any]:
             progress.update(bar, description=description)
             say(description)
 
-        say = _now_and_then()
         yield count
     elapsed_s = time.monotonic() - (started_s or 0)
     speed = f"{total_bytes / 1e6:,.1f} MB of text in {elapsed_s:.1f} s: {total_bytes / 1e6 / elapsed_s:.1f} MB/s"
@@ -58,13 +56,12 @@ def counting_text() -> Iterator[Any]:
 def notifying() -> Iterator[Any]:
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task("start")
+        bar, say = progress.add_task("start"), _now_and_then()
 
         def notify(what: str, done: int, total: int) -> None:
             progress.update(bar, description=what, completed=done, total=total)
             say(f"{done}/{total} {what}")
 
-        say = _now_and_then()
         yield notify
 
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LIKENESS = 0.65  # of 1; at difflib's 0.6 files are alike that share little but their suffix
+
 
 class BertfastError(Exception):
     """Anything that the user can mend. The command line prints it and exits with `exit_status`."""
@@ -65,9 +67,6 @@ class WorkerError(BertfastError):
 
 class DivergenceError(BertfastError):
     """Training has left the finite numbers."""
-
-
-_LIKENESS = 0.65  # of 1; at difflib's 0.6 files are alike that share little but their suffix
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
+from bertfast.bench.figures import run_line
 from bertfast.bench.report import markdown_table
 from bertfast.errors import DataError
 from tests.bench.made import measured, results
@@ -32,7 +33,8 @@ def test_a_table_is_made_anew_and_the_rest_stays(root: Path) -> None:
     made = tables.rewrite(PAGE, root)
     assert made.startswith("before\n<!-- table:brief from results/a.json -->\n\n| candidate |")
     assert markdown_table(RUN, brief=True) in made
-    assert "dev.tsv, 1,000 rows; a CPU, 2 cores, 8 GiB, 2 threads; 3 interleaved repeats: `a.json`." in made
+    assert f"\n\ndev.tsv, {run_line(RUN)} All samples: `a.json`.\n\n" in made
+    assert "1,000 rows; a CPU, 2 cores, 8 GiB, 2 threads; 3 interleaved repeats, timed from" in made
     assert "old" not in made
     assert made.endswith("\n<!-- end -->\nbetween\n<!-- end -->\n")
     assert tables.rewrite(made, root) == made

@@ -58,11 +58,21 @@ class Running:
     error: str | None = None
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """What the candidate answers; None once it has failed."""
+        """What the candidate answers; None once it has failed, and a refusal is a failure."""
+        try:
+            return self._asked(do, **arguments)
+        except RefusedError as error:
+            self.fail(str(error))
+            return None
+
+    def _asked(self, do: str, **arguments: Any) -> Any:
+        """The same, with refusals left to the caller."""
         if self.error is not None:
             return None
         try:
             return self.worker.ask(do, self.plan.timeout_s, **arguments)
+        except RefusedError:
+            raise
         except BackendError as error:
             self.fail(str(error))
             return None
@@ -109,17 +119,15 @@ class Running:
 
     def compute(self, shape: tuple[int, int]) -> None:
         """Time a batch of so many sequences and tokens, where the candidate has such a thing and can."""
-        if self.error is not None or shape in self.refused_shapes:
+        if shape in self.refused_shapes:
             return
         try:
-            elapsed_s = self.worker.ask("grid", self.plan.timeout_s, batch_size=shape[0], length=shape[1])
+            elapsed_s = self._asked("grid", batch_size=shape[0], length=shape[1])
         except RefusedError as error:
             self.refused_shapes[shape] = str(error)
-        except BackendError as error:
-            self.fail(str(error))
-        else:
-            if elapsed_s is not None:
-                self.grid.setdefault(shape, []).append(elapsed_s)
+            return
+        if elapsed_s is not None:
+            self.grid.setdefault(shape, []).append(elapsed_s)
 
     def levels(self, scenario: Scenario) -> list[float]:
         """A number for each repeat: seconds of the whole file, or the median latency in milliseconds."""

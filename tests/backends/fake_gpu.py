@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -227,11 +228,11 @@ class CudaGraphStrategy(enum.Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
-class ILogger:
+class ILogger(ABC):
     ERROR = 1
 
-    def log(self, severity: int, msg: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def log(self, severity: int, msg: str) -> None: ...
 
 
 class IRuntimeConfig:
