@@ -3,6 +3,10 @@
 Corpus, checkpoint, ONNX model, engine and report are all artefacts. A stage writes into a draft beside the
 place where the artefact is to be, and the last act renames it; what a killed run leaves behind is never
 taken for an artefact.
+
+OUT.partial/.bertfast   marks a working place as ours, from the first moment to the last, and is the lock on it
+OUT.partial/draft/      what is to become OUT
+OUT.partial/retired/    what was at OUT, between the two renames that replace it
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ SCHEMA_VERSION = 1
 Kind = Literal["data", "corpus", "training-state", "checkpoint", "onnx", "engine", "report"]
 LOGS = "logs"
 _MARKER = ".bertfast"
-_LIBRARIES = ("numpy", "tokenizers", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
+_DRAFT, _RETIRED = "draft", "retired"
+_LIBRARIES = ("bertfast", "numpy", "tokenizers", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 class FileRecord(Config):
@@ -100,12 +105,18 @@ def hardware() -> dict[str, Any]:
 
 
 def partial_path(out: Path) -> Path:
-    """Where the draft of `out` lies while it is being written."""
+    """The working place beside `out` while it is being written."""
     return out.with_name(out.name + ".partial")
 
 
 def refuse_existing(out: Path, kind: Kind, overwrite: bool) -> None:
-    """Raise ArtifactError where `out` is in the way; with `overwrite` all but a `kind` of ours is in the way."""
+    """Raise ArtifactError where `out` is in the way; with `overwrite` all but a `kind` of ours is in the way.
+
+    What a run that was killed between its two renames had put aside is at `out` again, and may be in the way, too.
+    """
+    if not out.exists() and (partial_path(out) / _RETIRED / MANIFEST).is_file():
+        with _working_place(out):
+            pass
     if not out.exists():
         return
     if not overwrite:
@@ -113,9 +124,14 @@ def refuse_existing(out: Path, kind: Kind, overwrite: bool) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     try:
-        read_manifest(out, kind)
+        manifest = read_manifest(out, kind)
     except ArtifactError as error:
         raise ArtifactError(f"--overwrite replaces only a '{kind}' of bertfast. {error}") from None
+    if foreign := [name for name in _files(out) if name != MANIFEST and name not in manifest.files]:
+        raise ArtifactError(
+            f"{out} holds {len(foreign)} file(s) that its manifest does not name, and --overwrite would delete them: "
+            f"{', '.join(foreign[:5])}{', …' if foreign[5:] else ''}. Move them, or choose another --out."
+        )
 
 
 def make_own_directory(path: Path) -> None:
@@ -137,13 +153,18 @@ def remove_own_directory(path: Path) -> None:
     """
     if path.exists():
         make_own_directory(path)
-        for item in path.iterdir():
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
-            elif item.name != _MARKER:
-                item.unlink()
+        _empty(path)
         (path / _MARKER).unlink()
-        path.rmdir()
+        with contextlib.suppress(OSError):  # NFS keeps the marker under another name as long as it is held
+            path.rmdir()
+
+
+def _empty(path: Path) -> None:
+    for item in path.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        elif item.name != _MARKER:
+            item.unlink()
 
 
 def hold(path: Path, what: str) -> IO[bytes]:
@@ -155,17 +176,41 @@ def hold(path: Path, what: str) -> IO[bytes]:
     Raises:
         ArtifactError: another process holds it.
     """
-    stream = (path / _MARKER).open("rb+")
+    marker = path / _MARKER
+    stream = marker.open("rb+")
     try:
         import fcntl
 
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (marker.exists() and os.path.samestat(os.fstat(stream.fileno()), marker.stat())):
+            raise BlockingIOError  # who held it removed it after it was opened here
     except BlockingIOError:
         stream.close()
         raise ArtifactError(f"another process is {what} in {path}. Wait for it, or end it.") from None
     except (ImportError, OSError):  # Windows, and file systems of clusters that know no locks
-        warnings.warn(f"{path} cannot be locked: see to it that no second process works there.", stacklevel=2)
+        text = f"nothing in {path.parent} can be locked: see to it that no second process works there."
+        warnings.warn(text, stacklevel=2)
     return stream
+
+
+@contextlib.contextmanager
+def _working_place(out: Path) -> Iterator[Path]:
+    """`OUT.partial` for this process alone, emptied of what a killed run left; it goes at the end of the block."""
+    place = partial_path(out)
+    make_own_directory(place)
+    with hold(place, "writing"):
+        _put_back(place / _RETIRED, out)
+        _empty(place)
+        try:
+            yield place
+        finally:
+            _put_back(place / _RETIRED, out)
+            remove_own_directory(place)
+
+
+def _put_back(retired: Path, out: Path) -> None:
+    if (retired / MANIFEST).is_file() and not out.exists():
+        retired.rename(out)
 
 
 @contextlib.contextmanager
@@ -186,13 +231,12 @@ def create(
     Raises:
         ArtifactError: `out` is in the way, or cannot be written.
     """
+    out = out.resolve()  # a link stays one
     refuse_existing(out, kind, overwrite)
-    draft = Draft(partial_path(out))
-    remove_own_directory(draft.path)
-    make_own_directory(draft.path)
-    try:
+    with _working_place(out) as place:
+        draft = Draft(place / _DRAFT)
+        draft.path.mkdir()
         yield draft
-        (draft.path / _MARKER).unlink()
         manifest = Manifest(
             kind=kind,
             task=task,
@@ -207,27 +251,19 @@ def create(
         )
         (draft.path / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         refuse_existing(out, kind, overwrite)
-        replace_directory(draft.path, out)
-    except BaseException:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        raise
+        _replace_directory(draft.path, out, place / _RETIRED)
 
 
-def replace_directory(source: Path, target: Path) -> None:
-    """Make `source` durable and move it to `target`; a directory at `target` goes only once the new one is whole."""
+def _replace_directory(source: Path, target: Path, retired: Path) -> None:
+    """Make `source` durable and move it to `target`; what is there waits at `retired` until the new one is in place."""
     for path in sorted(source.rglob("*")):
         _fsync(path)
     _fsync(source)
     if target.exists():
-        retired = target.with_name(target.name + ".retired")
-        remove_own_directory(retired)
         target.rename(retired)
-        (retired / _MARKER).touch()
-        source.rename(target)
-        shutil.rmtree(retired)
-    else:
-        source.rename(target)
+    source.rename(target)
     _fsync(target.parent)
+    (retired / MANIFEST).unlink(missing_ok=True)  # first of all: what is half removed is never put back
 
 
 def open_manifest(path: Path, kind: Kind | None = None, *, verify_hashes: bool = True) -> Manifest:
@@ -306,10 +342,12 @@ def check_file(path: Path, record: FileRecord, verify_hash: bool = True) -> None
 
 def _record_files(root: Path) -> dict[str, FileRecord]:
     return {
-        path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
+        name: FileRecord(bytes=(root / name).stat().st_size, sha256=sha256_of(root / name)) for name in _files(root)
     }
+
+
+def _files(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
 
 
 def _fsync(path: Path) -> None:

@@ -278,8 +278,8 @@ def alike(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def power_cut_after(steps: int) -> Iterator[None]:
-    """Let the run inside end as by a power cut, after so many steps."""
+def failing_after(steps: int) -> Iterator[None]:
+    """Let the run inside fail after so many steps: by an exception, so that all that cleans up after one does."""
     from bertfast.train import loop
 
     real, done = loop.optimizer_step, 0
@@ -287,10 +287,10 @@ def power_cut_after(steps: int) -> Iterator[None]:
     def stopping(*arguments: Any, **named: Any) -> Any:
         nonlocal done
         if done == steps:
-            raise RuntimeError("power cut")
+            raise RuntimeError("this step fails")
         done += 1
         return real(*arguments, **named)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="this step fails"):
         patch.setattr(loop, "optimizer_step", stopping)
         yield

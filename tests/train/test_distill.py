@@ -23,7 +23,7 @@ from bertfast.text import tokenizer as tokenization
 from bertfast.text.tokenizer import Tokenizer
 from bertfast.train.distill import evenly_spread, refuse_lessons_without_teacher, refuse_other_teacher
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, alike, labelled_rows, power_cut_after, weights, write_checkpoint, write_rows
+from tests.conftest import TINY_FINETUNE, alike, failing_after, labelled_rows, weights, write_checkpoint, write_rows
 
 Files = tuple[Path, Path]
 
@@ -82,7 +82,7 @@ def test_a_student_that_goes_on_ends_with_the_same_weights(
     taught(pretrained, teacher, row_files, tmp_path / "whole")
     taught(pretrained, None, row_files, tmp_path / "alone")
     assert not alike(tmp_path / "whole", tmp_path / "alone")
-    with power_cut_after(3):
+    with failing_after(3):
         taught(pretrained, teacher, row_files, tmp_path / "cut")
     with pytest.raises(ConfigError, match="started with teacher = "):
         taught(pretrained, None, row_files, tmp_path / "cut", resume=True)

@@ -14,7 +14,7 @@ from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import get_task
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
-from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
+from tests.conftest import TINY_FINETUNE, alike, failing_after, weights
 
 Files = tuple[Path, Path]
 
@@ -53,7 +53,7 @@ def test_every_option_goes_on_bit_for_bit(
     pretrained: Path, row_files: Files, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     tuned(pretrained, row_files, tmp_path / "whole", **changes)
-    with power_cut_after(3):
+    with failing_after(3):
         tuned(pretrained, row_files, tmp_path / "cut", **changes)
     tuned(pretrained, row_files, tmp_path / "cut", resume=True, **changes)
     assert alike(tmp_path / "whole", tmp_path / "cut")

@@ -29,7 +29,7 @@ from bertfast.train.distributed import World
 from bertfast.train.loop import optimizer_step
 from bertfast.train.optimizer import make_optimizer
 from bertfast.train.pretrain import PretrainSource, pretrain
-from tests.conftest import TINY_PRETRAIN, TINY_SHAPE, alike, power_cut_after, same
+from tests.conftest import TINY_PRETRAIN, TINY_SHAPE, alike, failing_after, same
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,17 @@ def test_ctrl_c_before_the_first_step_saves_the_beginning(
     assert alike(undisturbed, tmp_path / "model")
 
 
+def test_a_state_that_cannot_be_cleared_is_not_gone_on_from(corpus: Corpus, tmp_path: Path) -> None:
+    """One that was put on another disk, with a link to it."""
+    interrupt_after(3, corpus, tmp_path / "model")
+    state = tmp_path / "model.run" / "state-00000002"
+    state.rename(tmp_path / "elsewhere")
+    state.symlink_to(tmp_path / "elsewhere")
+    config = TINY_PRETRAIN.model_copy(update={"keep_states": 9})
+    with pytest.raises(OSError, match="symbolic link"):
+        pretrain(corpus, tmp_path / "model", config, model_settings=TINY_SHAPE, overwrite=True)
+
+
 def test_resuming_what_has_ended_says_how_it_ended(corpus: Corpus, tmp_path: Path) -> None:
     first = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
     again = pretrain(corpus, tmp_path / "model", TINY_PRETRAIN, model_settings=TINY_SHAPE, resume=True)
@@ -178,8 +189,8 @@ def test_a_killed_process_resumes_bit_for_bit(corpus: Corpus, tmp_path: Path) ->
 
 
 def interrupt_after(steps: int, corpus: Corpus, out: Path, *, resume: bool = False, **changes: object) -> None:
-    """Run so many steps, until a power cut."""
-    with power_cut_after(steps):
+    """Run so many steps, until one fails."""
+    with failing_after(steps):
         pretrain(corpus, out, TINY_PRETRAIN.model_copy(update=changes), model_settings=TINY_SHAPE, resume=resume)
 
 

@@ -25,7 +25,7 @@ from bertfast.train import finetune as finetuning
 from bertfast.train import loop
 from bertfast.train.finetune import finetune
 from bertfast.train.selection import Best, Criterion, better, criterion_of, given_up, quoted
-from tests.conftest import TINY_FINETUNE, alike, power_cut_after, weights
+from tests.conftest import TINY_FINETUNE, alike, failing_after, weights
 
 Files = tuple[Path, Path]
 
@@ -50,7 +50,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
 
 
 def cut_after(steps: int, start: Path, files: Files, out: Path, config: FinetuneConfig) -> None:
-    with power_cut_after(steps):
+    with failing_after(steps):
         run(start, files, out, config)
 
 
@@ -118,10 +118,10 @@ def test_a_run_that_gave_up_does_not_go_on(
     """Cut off between its last state and its publication."""
     config = settings(keep="best", patience=1)
     judged(monkeypatch, [0.5, 0.4, 0.9])
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="not published"):
 
         def fail(*_: object, **__: object) -> None:
-            raise RuntimeError("power cut")
+            raise RuntimeError("not published")
 
         patch.setattr(finetuning, "publish", fail)
         run(pretrained, row_files, tmp_path / "m", config)
