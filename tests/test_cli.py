@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bertfast import doctor
+from bertfast.cli import app
 from bertfast.config import ModelConfig
 from bertfast.text.corpus import Corpus
 from bertfast.text.tokenizer import Tokenizer
@@ -160,14 +163,23 @@ def test_a_corpus_is_the_same_for_any_workers_and_can_be_verified(documents: lis
 
 
 def test_prediction_to_a_file_is_whole_or_not_there(exported: Path, tmp_path: Path) -> None:
-    requests = tmp_path / "in.jsonl"
-    requests.write_text('{"text": "a"}\n{"text": 3}\n')
-    done = bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl")
+    """What comes before a bad line is kept under another name."""
+    command = ("predict", exported, "--input", "in.jsonl", "--output", "out.jsonl")
+    (tmp_path / "in.jsonl").write_text('{"text": 3}\n')
+    done = bertfast(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "in.jsonl:1: 'text' is int" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    (tmp_path / "in.jsonl").write_text('{"id": 5, "text": "a"}\n{"text": 3}\n')
+    done = bertfast(*command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "in.jsonl:2: 'text' is int" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-    requests.write_text('{"text": "a"}\n')
-    assert bertfast("predict", exported, "--input", requests, "--output", tmp_path / "out.jsonl").returncode == 0
+    assert "The answers to what comes before it are in out.jsonl.partial." in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl.partial"}
+    assert json.loads((tmp_path / "out.jsonl.partial").read_text())["id"] == 5
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    assert bertfast(*command, cwd=tmp_path).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
     assert json.loads((tmp_path / "out.jsonl").read_text())["label"]
 
 
@@ -287,6 +299,27 @@ def test_a_place_that_cannot_be_written_is_named(classifier: Path) -> None:
     assert done.returncode == 2
     assert "/proc/sys/kernel/onnx" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free space or choose a place that can be written."),
+        (errno.EROFS, "Free space or choose a place that can be written."),
+        (errno.EACCES, "Check the path, its permissions and its disk."),
+        (errno.EIO, "Check the path, its permissions and its disk."),
+    ],
+)
+def test_the_remedy_is_that_of_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, remedy: str
+) -> None:
+    def examine() -> None:
+        raise OSError(number, os.strerror(number), "a.txt")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with pytest.raises(SystemExit, match="2"):
+        app(["doctor"])
+    assert capsys.readouterr().err == f"a.txt: {os.strerror(number)}. {remedy}\n"
 
 
 def test_a_graph_of_others_is_adopted(exported: Path, tmp_path: Path) -> None:
@@ -429,7 +462,7 @@ def test_settings_of_the_task_can_be_others_than_in_training(
     plain = bertfast("predict", "finder", stdin=question, cwd=tmp_path)
     (answer,) = map(json.loads, plain.stdout.splitlines())
     assert set(answer) == {"id", "answer", "start", "end", "score", "truncated"}
-    assert "1 inputs were cut: texts to the model's 64 tokens, questions to task.max_query_length" in plain.stderr
+    assert "Inputs that were cut: 1. Texts go to the model's 64 tokens, questions to task." in plain.stderr
     never = ("--set=task.no_answer=true", "--set=task.null_threshold=-1e9")
     assert json.loads(bertfast("predict", "finder", *never, stdin=question, cwd=tmp_path).stdout)["answer"] == ""
     done = bertfast("export", "finder", "--out", "onnx", *never, cwd=tmp_path)

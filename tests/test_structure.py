@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,28 @@ def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen(path: Path) 
     assert text.count("\n") <= 450
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     assert all((node.end_lineno or 0) - node.lineno < 80 for node in functions)
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What another package brings along today, it may not bring tomorrow; pynvml is used where it is there."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = [line for lines in project["optional-dependencies"].values() for line in lines] + project["dependencies"]
+    of_module = packages_distributions()
+    imported = {name for path in PACKAGE.rglob("*.py") for name in imported_packages(path)}
+    others = imported - set(sys.stdlib_module_names) - {"bertfast", "google", "pynvml"}  # onnx is made of google's
+    found = {plain(of_module.get(name, [name])[0]) for name in others}
+    assert found - {plain(re.split(r"[\[<>=]", line)[0]) for line in declared} == set()
+
+
+def plain(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+def imported_packages(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
 
 
 def run_python(code: str) -> str:

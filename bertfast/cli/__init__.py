@@ -5,6 +5,7 @@ Heavy packages are imported inside the verbs, so that `--help` works with no ext
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -69,7 +70,12 @@ class Verbs(TyperGroup):
             _fail(f"the package '{error.name}' is missing. 'bertfast doctor' says which extra brings it.", 2)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _fail(f"{where}{error.strerror or error}. Free space or choose a place that can be written.", 2)
+            remedy = (
+                "Free space or choose a place that can be written."
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+                else "Check the path, its permissions and its disk."
+            )
+            _fail(f"{where}{error.strerror or error}. {remedy}", 2)
 
 
 app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -133,7 +139,10 @@ def predict(
 
     columns = Columns(text=text_column, pair=pair_column, label=label_column)
     own = task_settings(settings)
-    with load(local_model(artefact), backend, threads=threads, settings=own) as model, output(output_file) as sink:
+    with (
+        load(local_model(artefact), backend, threads=threads, settings=own) as model,
+        output(output_file, keep=True) as sink,
+    ):
         truncated = 0
         said: dict[str, str] = {}
         for window in in_windows(_requests(input_file, columns, model.model)):
@@ -149,7 +158,7 @@ def predict(
             sink.write(json.dumps(said, ensure_ascii=False) + "\n")
     if truncated:
         errors.print(
-            f"{truncated:,} inputs were cut: texts to the model's {model.model.context.max_length} tokens, "
+            f"Inputs that were cut: {truncated:,}. Texts go to the model's {model.model.context.max_length} tokens, "
             "questions to task.max_query_length or half of the model's.",
             highlight=False,
         )

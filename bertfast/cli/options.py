@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from bertfast.config import read_settings
-from bertfast.errors import ConfigError, did_you_mean
+from bertfast.errors import ConfigError, DataError, did_you_mean
 
 Out = Annotated[Path, typer.Option("--out", help="Directory to write. It appears whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what bertfast wrote there before.")]
@@ -59,16 +59,24 @@ def print_json(values: Any) -> None:
 
 
 @contextmanager
-def output(name: str) -> Iterator[TextIO]:
-    """Standard output, or a file that appears only when it is complete."""
+def output(name: str, *, keep: bool = False) -> Iterator[TextIO]:
+    """Standard output, or a file that appears only when it is complete.
+
+    Args:
+        keep: what was written before a DataError stays beside the file, as NAME.partial, and the error says so.
+    """
     if name == "-":
         yield sys.stdout
         return
     target = Path(name)
     draft = target.with_name(target.name + ".partial")
+    draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         with draft.open("w", encoding="utf-8") as stream:
             yield stream
         draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        if not (keep and isinstance(error, DataError) and draft.stat().st_size):
+            draft.unlink(missing_ok=True)
+            raise
+        raise DataError(f"{error} The answers to what comes before it are in {draft}.") from None

@@ -40,7 +40,7 @@ def local_model(path: Path) -> Path:
         return path
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
-        raise ArtifactError(f"{reference} is not of the form hub:OWNER/NAME[@REVISION]. Correct it.")
+        raise _malformed(reference)
     name, revision = parts.groups()
     directory = _fetch(reference, name, revision, [*_DESCRIPTION, *SAFETENSORS, "model-?????-of-?????.safetensors"])
     if any((directory / file).is_file() for file in SAFETENSORS):
@@ -56,12 +56,18 @@ def model_name(path: Path) -> str:
     return path.name
 
 
+def _malformed(reference: str) -> ArtifactError:
+    return ArtifactError(f"{reference} is not of the form hub:OWNER/NAME[@REVISION]. Correct it.")
+
+
 def _fetch(reference: str, name: str, revision: str | None, files: Sequence[str]) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError:
+        raise _malformed(reference) from None
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise ArtifactError(
             f"{reference}: the hub cannot be reached ({str(error).splitlines()[0]}), and the model is not in its "

@@ -53,10 +53,10 @@ def rank_of_best(scores: Floats, right: npt.NDArray[np.bool_], ignored: npt.NDAr
 
 
 def retrieval_ranks(queries: Floats, answers: Floats, texts: Sequence[tuple[str, str]]) -> Int64:
-    """Where each query finds its answer by cosine among all answers, int64 [Q] from 1.
+    """Where each query finds its answer by cosine among all answers, int64 from 1.
 
     Equal texts are one: a query's answers are those of all rows with its text, and an answer that occurs twice is one
-    candidate. An answer that is the query itself, word for word, is left out.
+    candidate. An answer that is the query itself, word for word, is left out, and so is a query that has no other.
 
     Args:
         queries: [Q, H].
@@ -77,14 +77,16 @@ def retrieval_ranks(queries: Floats, answers: Floats, texts: Sequence[tuple[str,
             right[list(right_of[query])] = True
             if query in place:
                 itself[place[query]] = True
-            ranks.append(rank_of_best(scores, right, itself))
+            if (right := right & ~itself).any():
+                ranks.append(rank_of_best(scores, right, itself))
     return np.array(ranks, np.int64)
 
 
 def recalls(ranks: Int64) -> dict[str, float]:
-    """Recall@k and the mean reciprocal rank of what each query was to find."""
-    found = {f"recall@{k}": float((ranks <= k).mean()) for k in RECALL_AT}
-    return found | {"mrr": float((1 / ranks).mean())}
+    """Recall@k and the mean reciprocal rank of what each query was to find; 0 where there was nothing to find."""
+    count = max(1, len(ranks))
+    found = {f"recall@{k}": float((ranks <= k).sum() / count) for k in RECALL_AT}
+    return found | {"mrr": float((1 / ranks).sum() / count)}
 
 
 def grouped_rankings(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.errors import DataError
-from bertfast.text.documents import decode_lines, parse_json_lines, read_json_lines
+from bertfast.text.documents import MAX_JSON_LINE_BYTES, decode_lines, parse_json_lines, read_json_lines
 from bertfast.text.labelled import Request
 
 
@@ -23,7 +23,7 @@ def read_requests(name: str, check: Callable[[dict[str, Any]], object]) -> Itera
     source = "standard input" if name == "-" else name
     standard_input = name == "-"
     rows = (
-        parse_json_lines(decode_lines(sys.stdin.buffer, source), source)
+        parse_json_lines(decode_lines(sys.stdin.buffer, source, limit=MAX_JSON_LINE_BYTES), source)
         if standard_input
         else read_json_lines(Path(name))
     )

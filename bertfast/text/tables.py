@@ -53,6 +53,8 @@ def _of_splits(path: Path, rows: Iterator[tuple[str, Row]], wanted: Sequence[str
             yield where, row
     for name in wanted:
         if name not in present:
+            if not present:
+                raise DataError(f"{path} has no rows. Give a file with some.")
             raise DataError(
                 f"{path} has no split '{name}'; it has {', '.join(sorted(present))}.{did_you_mean(name, present)}"
             )

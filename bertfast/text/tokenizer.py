@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +63,6 @@ class Tokenizer:
             special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
         )
         self.backend = backend
-        self._truncation = threading.Lock()  # the length is a state of the backend, which threads may share
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
@@ -102,8 +100,7 @@ class Tokenizer:
 
     def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens and without a limit, one list a text."""
-        with self._truncation:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def ids_and_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
@@ -111,8 +108,7 @@ class Tokenizer:
 
         Accents that were stripped belong to the token before them, so that a text is never cut between the two.
         """
-        with self._truncation:
-            encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [(item.ids, _with_accents(text, item.offsets)) for text, item in zip(texts, encodings, strict=True)]
 
     def ids_of_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
@@ -122,8 +118,7 @@ class Tokenizer:
         that none is without a token.
         """
         words = [list(sentence) for sentence in sentences]
-        with self._truncation:
-            encodings = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
+        encodings = self.backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
         return [self._by_word(item, len(sentence)) for item, sentence in zip(encodings, words, strict=True)]
 
     def _by_word(self, encoding: tokenizers.Encoding, count: int) -> list[list[int]]:
@@ -139,20 +134,31 @@ class Tokenizer:
             texts: (text, None) or (text, pair).
             max_length: tokens to keep; of a pair the longer side is cut first.
         """
-        singles = [text if pair is None else (text, pair) for text, pair in texts]
-        with self._truncation:
-            self.backend.enable_truncation(max_length, strategy="longest_first")
-            try:
-                encodings = self.backend.encode_batch(singles)
-            finally:
-                self.backend.no_truncation()
-        return [Encoded(item.ids, item.type_ids, bool(item.overflowing)) for item in encodings]
+        sides = iter(self.ids_of_texts([side for item in texts for side in item if side is not None]))
+        return [self._within(next(sides), None if pair is None else next(sides), max_length) for _, pair in texts]
+
+    def _within(self, first: list[int], second: list[int] | None, max_length: int) -> Encoded:
+        """What `tokenizers` makes of them with longest_first: of an odd room the longer side has the last token, or
+        the second of two alike. By itself it would keep what it cuts off, and each piece of one side with each of the
+        other; and the length would be a state of the backend, which threads share."""
+        size, other = len(first), len(second or ())
+        room = max(0, max_length - (2 if second is None else 3))
+        shorter = min(size, other, room // 2)
+        kept = shorter if size <= other else room - shorter
+        ids = [self.cls_id, *first[:kept], self.sep_id]
+        types = [0] * len(ids)
+        if second is not None:
+            ids += [*second[: room - kept], self.sep_id]
+            types += [1] * (len(ids) - len(types))
+        return Encoded(ids, types, truncated=size + other > room)
 
     def save(self, directory: Path, max_length: int = 512) -> None:
         """Write tokenizer.json, vocab.txt and tokenizer_config.json, as Hugging Face lays them out."""
         (directory / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        ordered = sorted(self.backend.get_vocab().items(), key=lambda item: item[1])
-        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in ordered), encoding="utf-8")
+        tokens = {index: token for token, index in self.backend.get_vocab().items()}
+        # An id is the number of its line, and vocabularies lack ids: of a line that comes twice only the last counts.
+        lines = (tokens.get(index, f"[missing{index}]") for index in range(self.vocab_size))
+        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in lines), encoding="utf-8")
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         rules = self.backend.normalizer
         settings = {"tokenizer_class": "BertTokenizer", "model_max_length": max_length}

@@ -108,7 +108,9 @@ def test_shards_and_pooling_come_along(revisions: list[Any], repository: Path) -
     assert load_weights(BertForSequenceClassification(open_checkpoint(path).config, 3), path, complete=True) == []
 
 
-@pytest.mark.parametrize("reference", ["hub:", "hub:owner/name/more", "hub:owner/name@", "hub:a b"])
+@pytest.mark.parametrize(
+    "reference", ["hub:", "hub:owner/name/more", "hub:owner/name@", "hub:a b", "hub:foo--bar/x", "hub:x."]
+)
 def test_a_malformed_reference_is_refused(reference: str) -> None:
     with pytest.raises(ArtifactError, match="is not of the form hub:OWNER/NAME"):
         local_model(Path(reference))

@@ -48,9 +48,12 @@ def test_the_query_itself_is_no_candidate() -> None:
     assert retrieval_ranks(queries, answers, [("a", "x"), ("b", "y")]).tolist()[0] == 2
 
 
-def test_a_query_that_is_its_own_answer_is_right() -> None:
-    queries = answers = np.eye(2)
-    assert retrieval_ranks(queries, answers, [("a", "a"), ("b", "b")]).tolist() == [1, 1]
+def test_a_query_does_not_find_itself() -> None:
+    queries, answers = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]])
+    assert retrieval_ranks(queries, answers, [("a", "a"), ("a", "x"), ("b", "y")]).tolist() == [2, 2, 2]
+    assert retrieval_ranks(queries, answers, [("a", "a"), ("c", "x"), ("b", "y")]).tolist() == [3, 2]
+    nothing = retrieval_ranks(queries, queries, [("a", "a"), ("a", "a"), ("b", "b")])
+    assert (nothing.tolist(), set(recalls(nothing).values())) == ([], {0.0})
 
 
 def test_vectors_that_are_all_the_same_find_nothing() -> None:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
+import tokenizers
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from bertfast.errors import ArtifactError, ConfigError
 from bertfast.text import tokenizer as tokenization
-from bertfast.text.tokenizer import Tokenizer
+from bertfast.text.tokenizer import SPECIAL_TOKENS, Encoded, Tokenizer
 
 TEXTS = [
     "The river crosses the bridge.",
@@ -36,6 +40,59 @@ def test_a_saved_tokenizer_is_read_alike_by_us_and_by_transformers(tokenizer: To
 def test_truncation_is_said(tokenizer: Tokenizer) -> None:
     short, long = tokenizer.encode([("river", None), ("river bridge " * 30, None)], 16)
     assert (short.truncated, long.truncated, len(long)) == (False, True, 16)
+
+
+LONG_PAIR = """
+import resource, sys
+from pathlib import Path
+from bertfast.text import tokenizer
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+ours, text = tokenizer.load(Path(sys.argv[1])), "river " * 8000
+before = peak_mib()
+(encoded,) = ours.encode([(text, text)], 64)
+print(len(encoded), peak_mib() - before)
+"""
+
+
+def test_the_memory_of_a_pair_grows_with_its_length_and_not_with_its_square(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    done = subprocess.run([sys.executable, "-c", LONG_PAIR, tmp_path], capture_output=True, text=True, check=True)
+    length, grown_mib = done.stdout.split()
+    assert (int(length), float(grown_mib) < 100) == (64, True)
+
+
+@given(
+    words=st.lists(st.tuples(st.integers(0, 60), st.none() | st.integers(0, 60)), min_size=1, max_size=5),
+    max_length=st.integers(3, 64),
+)
+def test_texts_are_cut_as_tokenizers_cuts_them(
+    tokenizer: Tokenizer, words: list[tuple[int, int | None]], max_length: int
+) -> None:
+    texts = [("bridge " * a, None if b is None else "of river " * b) for a, b in words]
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    theirs.enable_truncation(max_length, strategy="longest_first")
+    expected = theirs.encode_batch([text if pair is None else (text, pair) for text, pair in texts])
+    assert tokenizer.encode(texts, max_length) == [
+        Encoded(item.ids, item.type_ids, bool(item.overflowing)) for item in expected
+    ]
+
+
+def test_a_vocabulary_that_lacks_ids_is_written_with_a_line_for_each(tmp_path: Path) -> None:
+    """Such as of ConvBERT, whose vocab.txt has lines that come again: only the last place of each counts."""
+    lines = [*SPECIAL_TOKENS, "the", "river", "", "the", "bridge", "", "##s"]
+    ours = tokenization.from_vocab(lines, normalizers.BertNormalizer())
+    ours.save(tmp_path)
+    written = (tmp_path / "vocab.txt").read_text().splitlines()
+    assert written == [*SPECIAL_TOKENS, "[missing5]", "river", "[missing7]", "the", "bridge", "", "##s"]
+    texts = ["the rivers, the bridge [missing5]"]
+    for file in ("vocab.txt", "tokenizer.json"):
+        again = tokenization.load(tmp_path / file)
+        assert (again.vocab_size, again.ids_of_texts(texts)) == (len(lines), ours.ids_of_texts(texts))
 
 
 def test_training_is_reproducible(documents: list[str], tokenizer: Tokenizer) -> None:
@@ -102,24 +159,6 @@ def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lengths, (8, 16, 32, 64))) == [{8}, {16}, {32}, {64}]
-
-
-def test_no_other_thread_sets_the_length_while_a_text_is_cut(documents: list[str]) -> None:
-    tokenizer = tokenization.train(lambda: documents, 200)
-
-    class Backend:
-        def __init__(self, real: Any) -> None:
-            self.real = real
-
-        def __getattr__(self, name: str) -> Any:
-            assert tokenizer._truncation.locked() or not name.startswith("encode"), name
-            return getattr(self.real, name)
-
-    tokenizer.backend = Backend(tokenizer.backend)  # type: ignore[assignment]
-    assert len(tokenizer.encode([("river bridge", None)], 3)[0]) == 3
-    for cut in (tokenizer.ids_of_texts, tokenizer.ids_and_offsets):
-        assert len(cut(["river"])) == 1
-    assert len(tokenizer.ids_of_words([["river"]])) == 1
 
 
 def test_offsets_point_into_the_text_as_it_was_given(tokenizer: Tokenizer) -> None:
