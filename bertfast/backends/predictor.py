@@ -9,11 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from bertfast.backends.profiles import by_length
 from bertfast.backends.protocol import Backend
 from bertfast.backends.registry import open_backend
 from bertfast.backends.served import AS_TRAINED, ServedModel, open_served
-from bertfast.errors import DataError
+from bertfast.errors import BackendError, DataError
 from bertfast.tasks import Answer, Context, Outputs, Task
 from bertfast.text.batch import Batch, Int64, pad
 from bertfast.text.labelled import Request
@@ -51,6 +53,7 @@ class Predictor:
         Returns:
             The task's answers; `"truncated": True` is in those whose text was cut to the model's length.
         Raises:
+            BackendError: an output is NaN or infinite.
             DataError: an input is not a request of this task.
             ProfileError: an engine takes no text of such a length.
         """
@@ -70,8 +73,18 @@ class Predictor:
 
     def answer(self, requests: Sequence[Request], encoded: Sequence[Sequence[Encoded]]) -> list[Answer]:
         """Run requests that are already tokenised; answers come in their order."""
-        backend = self.backend
-        return answers(backend.stream, self.model.task, requests, encoded, self.model.context, group=backend.group)
+        group, task, context = self.backend.group, self.model.task, self.model.context
+        return answers(self._finite, task, requests, encoded, context, group=group)
+
+    def _finite(self, batches: Iterable[Batch]) -> Iterator[Outputs]:
+        """The outputs of batches; of NaN the first label would be made, with a score that no JSON knows."""
+        for outputs in self.backend.stream(batches):
+            if bad := [name for name, values in outputs.items() if not np.isfinite(values).all()]:
+                raise BackendError(
+                    f"{self.model.path}: {self.backend.name} computed {bad[0]} that are NaN or infinite, in "
+                    f"{self.backend.precision.value}. Export in bf16 or fp32, or predict in another backend."
+                )
+            yield outputs
 
     def close(self) -> None:
         self.backend.close()

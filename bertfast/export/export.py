@@ -171,7 +171,7 @@ def _write(
         if engine_form:
             checks["fp16 around INT8"] = _check_engine_form(source, exported)
     if plan.max_drop is not None:
-        hold_in_runtimes(losses, plan.max_drop, exported.precision)
+        hold_in_runtimes(losses, plan.max_drop, exported.precision, len(dev.golds) if dev else 0)
     return Exported(checks, losses, kept, account, engine_form)
 
 

@@ -12,6 +12,7 @@ from bertfast.backends import ServedModel
 from bertfast.config import Config
 from bertfast.errors import ConfigError, DataError
 from bertfast.quantize.fit import Rounding
+from bertfast.text.batch import evenly_spread
 from bertfast.text.labelled import Columns
 from bertfast.text.tokenizer import Encoded
 
@@ -64,17 +65,21 @@ def calibration_text(served: ServedModel, plan: ExportPlan) -> list[list[Encoded
         return []
     task, context = served.task, served.context
     examples = task.read(plan.calibration, plan.columns, context.settings, False)
-    step = max(1, len(examples) // plan.calibration_rows)
-    requests = [example.request for example in examples[::step][: plan.calibration_rows]]
+    requests = [examples[place].request for place in evenly_spread(len(examples), plan.calibration_rows)]
     texts = task.encode(requests, context)
-    _refuse_too_little(plan.calibration, list(chain(*texts)))
+    _refuse_too_little(plan.calibration, list(chain(*texts)), left_out=len(examples) - len(requests))
     return texts
 
 
-def _refuse_too_little(path: Path, sequences: Sequence[Encoded]) -> None:
+def _refuse_too_little(path: Path, sequences: Sequence[Encoded], left_out: int) -> None:
     tokens = sum(map(len, sequences))
     if tokens < LEAST_TOKENS or len(sequences) < LEAST_SEQUENCES:
         raise DataError(
             f"{path} has {tokens:,} tokens in {len(sequences):,} sequences, and calibration wants "
-            f"{LEAST_TOKENS:,} in {LEAST_SEQUENCES}. Give more text like that which will be served."
+            f"{LEAST_TOKENS:,} in {LEAST_SEQUENCES}. "
+            + (
+                f"Raise --calibration-rows, which left {left_out:,} rows out."
+                if left_out
+                else "Give more text like that which will be served."
+            )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 import bertfast
 from bertfast.backends import available, backends_for, open_backend, open_served, relative_error, tolerance
 from bertfast.backends.gpu import first_gpu
-from bertfast.backends.protocol import precisions
+from bertfast.backends.protocol import Arrays, precisions
 from bertfast.config import Precision
 from bertfast.engine.build import build, open_source
 from bertfast.engine.recipe import read_recipe
 from bertfast.errors import ArtifactError, BackendError, ConfigError, DataError
 from bertfast.export.export import export
-from bertfast.text.batch import pad
+from bertfast.text.batch import Batch, pad
 
 NAMES = [item.name for item in available()]
 
@@ -191,3 +192,18 @@ def test_a_setting_that_an_export_has_fixed_is_refused(encoder: Path, tmp_path: 
     assert open_served(tmp_path / "onnx").context.settings.pooling == "cls"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"task\.pooling is fixed in .* Give it to 'bertfast export'"):
         bertfast.load(tmp_path / "onnx", settings={"pooling": "mean"})
+
+
+def test_an_answer_is_never_made_of_what_is_no_number(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bertfast.load(classifier, "torch") as model:
+        assert len(model.predict(["a river", "a bridge"])) == 2
+        stream = model.backend.stream
+
+        def overflowing(batches: Iterable[Batch]) -> Iterator[Arrays]:
+            for outputs in stream(batches):
+                outputs["logits"][-1, 0] = np.inf
+                yield outputs
+
+        monkeypatch.setattr(model.backend, "stream", overflowing)
+        with pytest.raises(BackendError, match=r"torch computed logits that are NaN or infinite, in fp32\. Export in"):
+            model.predict(["a river", "a bridge"])

@@ -148,6 +148,21 @@ def test_a_graph_that_differs_is_not_published(classifier: Path, change: object,
         check_export(model, source, Broken(source, change))
 
 
+def test_in_eight_bits_one_text_may_be_farther_than_all_may_together(classifier: Path) -> None:
+    model = open_served(classifier)
+
+    def one_text_off(values: np.ndarray, batch: Batch) -> np.ndarray:
+        return values + 0.1 * np.abs(values).max() * (np.arange(len(values)) == 4)[:, None]
+
+    with open_backend(model) as source:
+        off = Broken(source, one_text_off)
+        assert check_export(model, source, off, Precision.INT8)["ragged batch, both segments"] > 0.05
+        with pytest.raises(CheckError, match="source on '.*' by"):
+            check_export(model, source, off, Precision.FP16)
+        with pytest.raises(CheckError, match="root mean square, most on '.*', by inf"):
+            check_export(model, source, Broken(source, lambda values, batch: values * np.nan), Precision.INT8)
+
+
 def test_what_cannot_be_quantised_closely_is_told_what_to_do(classifier: Path) -> None:
     model = open_served(classifier)
     far = Broken(open_backend(model), lambda values, batch: values * 1.2)

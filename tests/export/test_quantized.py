@@ -279,6 +279,13 @@ def test_a_long_context_is_held_back_with_all_its_windows(
     assert judged == [len(texts[0]) + len(texts[8])]
 
 
+def test_calibration_sees_the_whole_file_where_it_is_larger_than_what_is_used(classifier: Path, tmp_path: Path) -> None:
+    rows = [{"text": "the river " * (10 + place // 500)} for place in range(1000)]
+    plan = ExportPlan(calibration=write_rows(tmp_path / "sorted.jsonl", rows), calibration_rows=512)
+    lengths = [len(text[0]) for text in calibration_text(open_served(classifier), plan)]
+    assert [lengths.count(length) for length in sorted(set(lengths))] == [256, 256]
+
+
 @pytest.mark.parametrize("texts", [["a river"] * 300, ["The river waits near the bridge. " * 30] * 31])
 def test_too_little_text_is_refused_with_what_is_wanted(texts: list[str], classifier: Path, tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", [{"text": text} for text in texts])
