@@ -21,7 +21,7 @@ from pathlib import Path
 from provenance import Row, minilm, provenance, run_once
 
 import bertfast
-from bertfast.backends import available
+from bertfast.backends import backends_for, open_served
 from bertfast.config import FinetuneConfig, read_settings
 from bertfast.export.export import export
 from bertfast.model.weights import open_checkpoint
@@ -60,10 +60,11 @@ def agreement(checkpoint: Path, onnx: Path, dev: Path) -> Row:
     texts = [row.request["text"] for row in read_examples(dev)]
     labels: dict[str, list[str]] = {}
     executed: dict[str, str] = {}
-    for runtime in available():
-        with bertfast.load(checkpoint if runtime.kind == "checkpoint" else onnx, runtime.name) as model:
-            labels[runtime.name] = [answer["label"] for answer in model.predict(texts)]
-            executed[runtime.name] = model.backend.precision.value
+    for path in (checkpoint, onnx):
+        for name in backends_for(open_served(path)):
+            with bertfast.load(path, name) as model:
+                labels[name] = [answer["label"] for answer in model.predict(texts)]
+                executed[name] = model.backend.precision.value
     differing = {
         name: sum(a != b for a, b in zip(found, labels["torch"], strict=True)) for name, found in labels.items()
     }

@@ -17,7 +17,7 @@ from bertfast.errors import BackendError
 from bertfast.train.compiler import cpp_compiler
 
 _PACKAGES = {
-    "train": ("torch", "safetensors", "onnx", "pyarrow", "datasets", "tensorboard"),
+    "train": ("torch", "safetensors", "onnx", "ml_dtypes", "pyarrow", "datasets", "tensorboard"),
     "bench": ("sklearn", "matplotlib"),
     "ray": ("ray",),
 }

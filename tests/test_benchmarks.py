@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks import distill, finetune, pretraining_helps, sst2
 from benchmarks.finetune import DataSet, Run, Source
 from benchmarks.peers.transformers.job import Job
+from bertfast.backends import backends_for, open_served
 from bertfast.config import FinetuneConfig, read_settings
 from bertfast.model.weights import open_checkpoint
 
@@ -287,6 +288,15 @@ def test_a_seed_of_another_commit_is_run_again(
     measured["commit"] = "def"
     sst2.accuracy(tmp_path, tmp_path, [1])
     assert asked == [0, 1, 1]
+
+
+def test_backends_that_are_here_are_asked_whether_they_agree(
+    classifier: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found = sst2.agreement(classifier, tmp_path / "onnx", row_files[1])
+    names = [name for path in (classifier, tmp_path / "onnx") for name in backends_for(open_served(path))]
+    assert set(names) >= {"torch", "onnxruntime", "openvino"}
+    assert found == {"rows": 40, "differing_labels": dict.fromkeys(names, 0), "executed": dict.fromkeys(names, "fp32")}
 
 
 def test_only_the_pretrained_run_begins_with_the_weights(

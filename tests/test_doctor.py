@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from bertfast import doctor
@@ -16,6 +20,15 @@ def test_variants_that_overwrite_each_other_are_named() -> None:
     assert runtimes.startswith("onnxruntime and onnxruntime-gpu install the same module")
     (variants,) = clashes({"onnxruntime", "tensorrt-cu12", "tensorrt-cu13"})
     assert "pip uninstall tensorrt-cu12 tensorrt-cu13, then install tensorrt." in variants
+
+
+def test_packages_come_with_the_extra_that_brings_them() -> None:
+    """The command line sends here who lacks one."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for extra, modules in doctor._PACKAGES.items():
+        names = {re.split(r"[\[<>=]", line)[0] for line in project["optional-dependencies"][extra]}
+        assert {{"sklearn": "scikit-learn"}.get(module, module) for module in modules} <= names
+    assert "ml_dtypes" in doctor._PACKAGES["train"]
 
 
 def test_a_driver_that_is_too_old_is_named_with_both_versions() -> None:

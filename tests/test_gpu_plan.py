@@ -42,6 +42,32 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_and_what_is_done_stays(
     assert "missing: failed" in said
 
 
+@pytest.mark.parametrize(
+    ("commits", "cards"),
+    [(("a", "a"), ("H100", "H200")), (("a-dirty",) * 2, ("H100",) * 2), ((None,) * 2, (None,) * 2)],
+)
+def test_what_was_done_elsewhere_or_on_a_dirty_tree_is_done_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commits: tuple[str | None, ...],
+    cards: tuple[str | None, ...],
+) -> None:
+    """Other hardware's runs stay in the file; without git nobody knows what was measured."""
+    asked: list[str] = []
+
+    def perform(step: Step, _: object) -> run.Row:
+        asked.append(step.name)
+        return {"step": step.name, "status": "done", "elapsed_s": 1.0, "rows": []}
+
+    monkeypatch.setattr(run, "PLAN", PLAN[:2])
+    monkeypatch.setattr(run, "perform", perform)
+    for commit, card in zip(commits, cards, strict=True):
+        monkeypatch.setattr(run, "said_by", lambda command, card=card: card if command[0] == "nvidia-smi" else None)
+        run.main(["--out", str(tmp_path), *(["--commit", commit] if commit else [])])
+    assert len(asked) == 4
+    assert len(run.read_runs(tmp_path / "gpu.json")) == 2 * len(set(cards))
+
+
 def test_the_plan_fits_into_three_calls_of_ten_minutes() -> None:
     assert sum(step.limit_s for step in PLAN) <= 3 * 600
     assert len({step.name for step in PLAN}) == len(PLAN)

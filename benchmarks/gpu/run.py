@@ -3,8 +3,8 @@
     python benchmarks/gpu/run.py --out DIR [--only STEP...] [--limit-s N] [--model DIR] [--commit ID] [--dry]
 
 Every step is a process of its own with a limit in time; its rows go to DIR/gpu.json as it ends, or as far as it came.
-What DIR/gpu.json has as done is not done again, and nothing is begun that `--limit-s` may cut, so a call that is too
-short for all is repeated:
+What DIR/gpu.json has as done on this commit and hardware is not done again, but for a dirty tree, of which nobody knows
+what was measured. Nothing is begun that `--limit-s` may cut, so a call that is too short for all is repeated:
 
     for call in 1 2 3; do python benchmarks/gpu/run.py --out DIR --limit-s 590; done
 
@@ -12,7 +12,7 @@ takes every step on one H100 or H200 in about half an hour. `--model` is a check
 correctness is judged on too. `--dry` takes every step on a CPU with tiny shapes, in minutes, and engines on the tests'
 fake GPU; its figures say nothing.
 
-Needed: Python 3.11+, torch 2.11 to 2.15, numpy, tokenizers, safetensors, transformers 5, onnx, onnxruntime, and
+Needed: Python 3.11+, torch 2.11 to 2.15, numpy, tokenizers, safetensors, transformers 5, onnx 1.19+, onnxruntime, and
 bertfast with pydantic and rich. onnxruntime-gpu and tensorrt-rtx are used where they are there. What the machine lacks
 is brought along in a folder that is made where there is a network, for the machine's Python:
 
@@ -44,6 +44,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("numpy", "torch", "triton", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt_rtx")
 Row = dict[str, Any]
+MEASURED = ("commit", "dry", "hardware")  # what a step is of
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def provenance(options: argparse.Namespace) -> Row:
     libraries = {name: installed[name] for name in LIBRARIES if name in installed}
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": options.commit or said_by(git) or "unknown",
+        "commit": options.commit or said_by(git) or "unknown-dirty",
         "dry": options.dry,
         "libraries": {"python": platform.python_version(), **libraries},
         "hardware": {"gpu": said_by(["nvidia-smi", ask, "--format=csv,noheader"]), "cores": os.cpu_count()},
@@ -151,8 +152,8 @@ def read_runs(file: Path) -> list[Row]:
 
 
 def keep(run: Row, file: Path) -> None:
-    """Put a run into the file, in the place of an earlier one of the same step that was not done."""
-    key = {name: run[name] for name in ("step", "commit", "dry")}
+    """Put a run into the file, in the place of an earlier one of the same step."""
+    key = {name: run[name] for name in ("step", *MEASURED)}
     others = [old for old in read_runs(file) if not key.items() <= old.items()]
     partial_file = file.with_suffix(".partial")
     partial_file.write_text(json.dumps({"runs": [*others, run]}, indent=1) + "\n", encoding="utf-8")
@@ -176,10 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     file, measured = options.out / "gpu.json", provenance(options)
-    same = {name: measured[name] for name in ("commit", "dry")}
+    same = {name: measured[name] for name in MEASURED}
     before = {run["step"]: run["status"] for run in read_runs(file) if same.items() <= run.items()}
-    steps = [step for step in PLAN if step.name.startswith(tuple(options.only)) and before.get(step.name) != "done"]
-    for step in sorted(steps, key=lambda step: step.name in before):  # what has failed before is tried again at the end
+    done = {name for name in before if before[name] == "done" and not measured["commit"].endswith("-dirty")}
+    steps = [step for step in PLAN if step.name.startswith(tuple(options.only)) and step.name not in done]
+    for step in sorted(steps, key=lambda step: step.name in before):  # what was tried before is tried again at the end
         if began_s + options.limit_s < time.monotonic() + step.limit_s:
             continue
         run = perform(step, options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bertfast.bench.uncertainty import drop_interval
+from bertfast.bench.uncertainty import drop_interval, resampled
 from bertfast.errors import DataError
 from bertfast.tasks import Answer, Task
 from bertfast.tasks.ranking import unit
@@ -32,14 +32,27 @@ class Judge:
         """The metric that the task quotes for data of this kind; None without metrics."""
         return next((name for name in self.task.quotable if name in metrics), None)
 
+    def resampled(self, answers: Sequence[Answer], metrics: Mapping[str, float]) -> list[float] | None:
+        """The quoted metric on resamples of the rows; None where there is none."""
+        metric = self.quoted(metrics)
+        if self.golds is None or metric is None:
+            return None
+        return resampled(self.task.score, metric, answers, self.golds)
+
     def compare(
         self,
         answers: Sequence[Answer],
         reference: Sequence[Answer],
         metrics: Mapping[str, float],
         reference_metrics: Mapping[str, float],
+        reference_resampled: Sequence[float] | None,
     ) -> dict[str, Any]:
-        """The fields of `Measured` that hold answers against those of the reference; both with their `metrics`."""
+        """The fields of `Measured` that hold answers against those of the reference.
+
+        Args:
+            metrics: those of the answers.
+            reference_resampled: the reference's quoted metric, which takes as long as scoring it a hundred times.
+        """
         if not_finite(answers) or not_finite(reference):
             return {}
         flips, drift = compare_answers(self.task, answers, reference)
@@ -49,7 +62,7 @@ class Judge:
         metric = self.quoted(reference_metrics)
         assert metric is not None, f"{self.task.name} names no metric for these golds"
         drop = reference_metrics[metric] - metrics[metric]
-        found["drop_interval"] = drop_interval(self.task.score, metric, reference, answers, self.golds, drop)
+        found["drop_interval"] = drop_interval(drop, reference_resampled, self.resampled(answers, metrics))
         if self.task.right is not None:
             before, after = (list(map(self.task.right, rows, self.golds)) for rows in (reference, answers))
             pairs = list(zip(before, after, strict=True))

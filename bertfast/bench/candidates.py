@@ -73,7 +73,11 @@ def our_candidates(
             found.append(Candidate(name, OUR_SYSTEM, backend, model, OURS, None, {}, settings))
     if not found:
         wanted = ", ".join(backends) or "any backend"
-        raise ConfigError(f"no artefact here runs in {wanted}. 'bertfast doctor' says what is installed.")
+        able = {model.name: ", ".join(backends_for(model)) or "nothing that is installed" for model in models}
+        said = ", ".join(f"{name} runs in {runtimes}" for name, runtimes in able.items())
+        raise ConfigError(
+            f"no artefact here runs in {wanted}: {said}. Name one of these, or install what 'bertfast doctor' names."
+        )
     return found
 
 

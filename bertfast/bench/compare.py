@@ -151,18 +151,20 @@ def _score_change(old: Results, new: Results, before: Figures, after: Figures) -
         measure=f"{old.metric} %",
         old=before.score,
         new=after.score,
-        verdict=_verdict(
-            _other_pairs(old, new, before, after) or _other_shares(old, new, before.score, after.score),
-            better=after.score > before.score,
-        ),
+        verdict=_verdict(_other_scores(old, new, before, after), better=after.score > before.score),
     )
 
 
-def _other_pairs(old: Results, new: Results, before: Figures, after: Figures) -> bool:
-    """Whether the intervals of the drops lie apart, both being against the same reference on the same rows."""
+def _other_scores(old: Results, new: Results, before: Figures, after: Figures) -> bool:
+    """Whether the intervals of the drops lie apart, where both are against the same reference on the same rows; else
+    whether the scores differ as shares."""
+    assert before.score is not None
+    assert after.score is not None
     (level, drop), (new_level, new_drop) = (_against_reference(row) for row in (before, after))
     same = old.data_sha256 == new.data_sha256 and old.rows == new.rows and math.isclose(level, new_level)
-    return same and drop is not None and new_drop is not None and not drop.overlaps(new_drop)
+    if same and drop is not None and new_drop is not None:
+        return not drop.overlaps(new_drop)
+    return _other_shares(old, new, before.score, after.score)
 
 
 def _against_reference(row: Figures) -> tuple[float, Estimate | None]:

@@ -13,10 +13,11 @@ from typing import Any
 from bertfast.bench.candidates import Candidate
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.results import OfflineRun, ServerRun
-from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, highest_rate, relative_spread, spread
+from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, highest_rate, relative_spread
 from bertfast.bench.worker import RefusedError, Worker
 from bertfast.errors import BackendError
 from bertfast.tasks import Answer
+from bertfast.text.batch import evenly_spread
 from bertfast.text.labelled import Request
 
 Say = Callable[[str], object]
@@ -153,13 +154,13 @@ class Running:
         """Ours have a rule of their own; a peer has what its variant says, or the one that suits it best."""
         if self.candidate.python is None or "batch_size" in self.candidate.options:
             return self.candidate.options.get("batch_size")
-        indices = spread(len(self.requests), TUNING_REQUESTS)
+        indices = evenly_spread(len(self.requests), TUNING_REQUESTS)
         batch_size: int | None = self.ask("tune", batch_sizes=BATCH_SIZES, indices=indices)
         return batch_size
 
     def _sample(self, scenario: Scenario) -> Any:
         if scenario is Scenario.SINGLE_STREAM:
-            indices = spread(len(self.requests), self.plan.single_stream_rows)
+            indices = evenly_spread(len(self.requests), self.plan.single_stream_rows)
             return self.ask("single-stream", indices=indices, batch_size=self.batch_size)
         return self.ask("offline", in_order=scenario is Scenario.OFFLINE_GIVEN, batch_size=self.batch_size)
 

@@ -24,6 +24,7 @@ class BenchPlan:
         peers: DIR or DIR:VARIANT; each answers with the first checkpoint among the artefacts.
         repeats: of each scenario but `server`; twice as many at the most where they differ too much.
         single_stream_rows: how many requests the single-stream scenario sends one at a time in a repeat.
+        threads: of every candidate; as many as there are cores where it is None.
         settings: the task's settings that are to be others than the artefacts'.
         limits: what the gate demands, where anything; the bound of p99 is also what the server scenario has to hold.
         server_requests: how many arrive at the least at each rate that is tried; at high rates there are more, so that

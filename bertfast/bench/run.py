@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from bertfast.bench.measuring import Running, Say, measure
 from bertfast.bench.plan import BenchPlan
 from bertfast.bench.report import write_reports
 from bertfast.bench.results import GridCell, Measured, Results
-from bertfast.bench.scenarios import Scenario, spread
+from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Worker
 from bertfast.errors import ConfigError, DataError
 from bertfast.tasks import Task
+from bertfast.text.batch import evenly_spread
 from bertfast.text.labelled import Example
 from bertfast.text.tables import split_reference
 
@@ -44,11 +47,13 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     """
     artifact.refuse_existing(out, "report", overwrite)
     require_reporting()
+    plan = _with_threads(plan)
     models = [open_served(path, plan.settings) for path in plan.artefacts]
     task = _same_task(models)
     _refuse_what_cannot_be_measured(plan, models)
+    _warn_of_other_checkpoints(models)
     examples = task.read(plan.data, plan.columns, models[0].context.settings, False)
-    examples = [examples[i] for i in spread(len(examples), plan.limit)] if plan.limit else examples
+    examples = [examples[i] for i in evenly_spread(len(examples), plan.limit)] if plan.limit else examples
     for model in models:
         task.refuse(examples, model.context.labels)
     labelled = all(example.gold is not None for example in examples)
@@ -59,12 +64,14 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
     judge = Judge(task, [example.gold for example in examples] if labelled else None)
     candidates = our_candidates(models, plan.backends, plan.settings) + peer_candidates(plan.peers, models)
     running = _start(plan, candidates, examples)
+    say = _counting(notify, len(running) * (2 + plan.repeats * (len(plan.scenarios) + len(plan.grid))))
     try:
-        _prepare_and_measure(plan, running, judge, notify)
+        _prepare_and_measure(plan, running, judge, say)
     finally:
         for item in running:
             item.worker.stop()
-    results = _results(plan, judge, examples, running)
+    results = _results(plan, judge, examples, running, say)
+    notify("done", 1, 1)
     if plan.limits.any:
         results = results.model_copy(update={"verdict": verdict_on(results, plan.limits)})
     parents = {item.candidate.name: item.candidate.model.sha256 for item in running}
@@ -72,6 +79,27 @@ def bench(plan: BenchPlan, out: Path, *, overwrite: bool = False, notify: Notify
         write_reports(results, draft.path)
         draft.settings = {"command": plan.command}
     return results
+
+
+def _with_threads(plan: BenchPlan) -> BenchPlan:
+    """The plan with one number of threads for all: left to themselves, one backend heeds OMP_NUM_THREADS and the other
+    does not."""
+    cores = int(artifact.hardware()["cores"])
+    if plan.threads and plan.threads > cores:
+        warnings.warn(f"{plan.threads} threads share {cores} cores, and wait for each other.", stacklevel=3)
+    return replace(plan, threads=plan.threads or cores)
+
+
+def _warn_of_other_checkpoints(models: Sequence[ServedModel]) -> None:
+    """A drop says what an export costs only where both come from the same weights."""
+    first = models[0]
+    others = [model.name for model in models if model.source_sha256 != first.source_sha256]
+    if others:
+        warnings.warn(
+            f"{', '.join(others)}: not exported from the checkpoint of {first.name}. Drops and flips are then between "
+            "two models, and not what a precision costs.",
+            stacklevel=3,
+        )
 
 
 def _same_task(models: Sequence[ServedModel]) -> Task:
@@ -110,16 +138,14 @@ def _start(plan: BenchPlan, candidates: Sequence[Candidate], examples: Sequence[
     ]
 
 
-def _prepare_and_measure(plan: BenchPlan, running: Sequence[Running], judge: Judge, notify: Notify) -> None:
+def _prepare_and_measure(plan: BenchPlan, running: Sequence[Running], judge: Judge, say: Say) -> None:
     """Answers are scored before the long part, which shows what golds or packages lack."""
-    say = _counting(notify, len(running) * (1 + plan.repeats * (len(plan.scenarios) + len(plan.grid))))
     for item in running:
         say(f"{item.candidate.name}: load and predict")
         item.prepare()
         if item.error is None:
             _score(item, judge, next(other for other in running if other.answers))
     measure(plan, running, say)
-    notify("done", 1, 1)
 
 
 def _counting(notify: Notify, steps: int) -> Say:
@@ -143,8 +169,11 @@ def _score(item: Running, judge: Judge, first: Running) -> None:
         item.fail(f"its answers are not of the form of {judge.task.name}: {type(error).__name__}: {error}")
 
 
-def _results(plan: BenchPlan, judge: Judge, examples: Sequence[Example], running: Sequence[Running]) -> Results:
+def _results(
+    plan: BenchPlan, judge: Judge, examples: Sequence[Example], running: Sequence[Running], say: Say
+) -> Results:
     reference = _reference(running)
+    compared = _compared(running, reference, judge, say)
     requests = [example.request for example in examples]
     model = reference.candidate.model
     lengths = [len(one) for sequences in judge.task.encode(requests, model.context) for one in sequences]
@@ -164,7 +193,7 @@ def _results(plan: BenchPlan, judge: Judge, examples: Sequence[Example], running
         lengths=tuple(np.bincount(lengths).tolist()),
         libraries=artifact.libraries(),
         hardware=artifact.hardware(),
-        candidates=tuple(_measured(item, reference, judge, len(lengths)) for item in running),
+        candidates=tuple(_measured(item, compared.get(item.candidate.name, {}), len(lengths)) for item in running),
     )
 
 
@@ -175,7 +204,24 @@ def _reference(running: Sequence[Running]) -> Running:
     return next((item for item in sound if item.facts.get("precision") == "fp32"), sound[0])
 
 
-def _measured(item: Running, reference: Running, judge: Judge, sequences: int) -> Measured:
+def _compared(running: Sequence[Running], reference: Running, judge: Judge, say: Say) -> dict[str, dict[str, Any]]:
+    """By candidate the fields that hold its answers against the reference's; many rows take minutes."""
+    others = [item for item in running if item is not reference and item.error is None]
+    if not others:
+        return {}
+    say(f"{reference.candidate.name}: resample its score")
+    resampled = judge.resampled(reference.answers, reference.metrics)
+    found = {}
+    for item in others:
+        say(f"{item.candidate.name}: compare with {reference.candidate.name}")
+        found[item.candidate.name] = judge.compare(
+            item.answers, reference.answers, item.metrics, reference.metrics, resampled
+        )
+    return found
+
+
+def _measured(item: Running, compared: Mapping[str, Any], sequences: int) -> Measured:
+    """What is published of a candidate; `compared` is what holds its answers against the reference's."""
     candidate = item.candidate
     named = {
         "name": candidate.name,
@@ -187,9 +233,6 @@ def _measured(item: Running, reference: Running, judge: Judge, sequences: int) -
     }
     if item.error is not None:
         return Measured(**named, error=item.error)
-    compared = (
-        {} if item is reference else judge.compare(item.answers, reference.answers, item.metrics, reference.metrics)
-    )
     return Measured(
         **named,
         **{name: item.facts[name] for name in _FACTS if name in item.facts},

@@ -31,11 +31,6 @@ class Scenario(StrEnum):
 USUAL = (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` places, evenly from the first to the last."""
-    return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]
-
-
 def relative_spread(samples: Sequence[float]) -> float:
     """How wide the middle half of the samples is, by their median; 0 for fewer than two."""
     if len(samples) < 2:

@@ -78,33 +78,32 @@ def proportions_p(right: tuple[int, int], rows: tuple[int, int]) -> float:
     return float(fisher_exact(table).pvalue)
 
 
-def drop_interval(
-    score: Score,
-    metric: str,
-    reference: Sequence[Any],
-    answers: Sequence[Any],
-    golds: Sequence[Any],
-    drop: float,
-) -> tuple[float, float] | None:
-    """95% interval of the reference's metric minus that of the answers, by resampling rows, both alike.
+def resampled(score: Score, metric: str, answers: Sequence[Any], golds: Sequence[Any]) -> list[float] | None:
+    """The metric on resamples of the rows, which are the same for all answers; None where one cannot be scored.
 
-    Scoring may be slow, so there are few resamples: they tell the standard error, and the interval is normal.
+    Scoring may be slow, so there are few resamples: they tell a standard error.
+    """
+    source = np.random.default_rng(0)
+    draws = (source.integers(0, len(golds), len(golds)).tolist() for _ in range(SCORED_RESAMPLES))
+    try:
+        return [score([answers[i] for i in rows], [golds[i] for i in rows])[metric] for rows in draws]
+    except DataError:
+        return None
+
+
+def drop_interval(
+    drop: float, before: Sequence[float] | None, after: Sequence[float] | None
+) -> tuple[float, float] | None:
+    """95% interval of the reference's metric minus another's; it is normal.
 
     Args:
         drop: that of all rows, in the middle of the interval.
+        before: the reference's metric, `resampled`.
+        after: the other's.
     """
-
-    def drop_of(rows: Sequence[int]) -> float:
-        chosen = [golds[i] for i in rows]
-        before, after = (score([found[i] for i in rows], chosen)[metric] for found in (reference, answers))
-        return before - after
-
-    source = np.random.default_rng(0)
-    try:
-        drops = [drop_of(source.integers(0, len(golds), len(golds)).tolist()) for _ in range(SCORED_RESAMPLES)]
-    except DataError:
+    if before is None or after is None:
         return None
-    reach = NORMAL_975 * float(np.std(drops, ddof=1))
+    reach = NORMAL_975 * float(np.std(np.subtract(before, after), ddof=1))
     return drop - reach, drop + reach
 
 

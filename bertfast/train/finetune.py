@@ -37,6 +37,7 @@ from bertfast.train.selection import criterion_of, metrics_on_dev, quoted
 from bertfast.train.state import RunDirectory
 from bertfast.train.vocabulary import VocabularyInUse, restrict_vocabulary, tokens_in_use
 
+_NOTHING = "nothing was learnt that shows."
 CURVES_FROM_S = 60  # drawing them takes a second or two, and many a run not much more
 
 
@@ -138,7 +139,7 @@ def finetune(
         result = fit(model, learnt, context.settings, source, config, run, evaluate, criterion=criterion)
         result |= {"train_truncated": features.truncated, "selected_on_dev": criterion is not None}
         shape = start.config.model_copy(update={"num_hidden_layers": _num_layers(start, config)})
-        _warn_of_nothing_learnt(result)
+        _warn_of_nothing_learnt(result, quoted(result, metrics_on_dev(task)))
         _report(run, task, result, config, steps)
         publish(run, in_use.weights(model), shape, task, context, parents, result, overwrite=overwrite)
     return result
@@ -178,7 +179,14 @@ def _prepare(
     task.refuse(dev, context.labels)
     features, exam = task.features(train, context), set_exam(task, dev, context)
     tokens = _tokens_met(start, config, features, exam)
-    return Lesson(context, features, exam, tokens, {"train": _digest(train), "dev": _digest(dev)})
+    digests = {"train": _digest(train), "dev": _digest(dev)}
+    if digests["train"] == digests["dev"]:
+        warnings.warn(
+            f"{files[0]} and {files[1]} hold the same rows: what is found on dev says how well they were learnt by "
+            "heart, and not what will come of other texts. Give rows that are not trained on.",
+            stacklevel=3,
+        )
+    return Lesson(context, features, exam, tokens, digests)
 
 
 def _tokens_met(start: Checkpoint, config: FinetuneConfig, features: Features, exam: Exam) -> Int64:
@@ -220,15 +228,20 @@ def _report(run: RunDirectory, task: Task, result: Mapping[str, float], config: 
     )
 
 
-def _warn_of_nothing_learnt(result: Mapping[str, float]) -> None:
-    """Say so where naming the commonest label every time would be right as often."""
+def _warn_of_nothing_learnt(result: Mapping[str, float], metric: str) -> None:
+    """Say so where naming the commonest label every time would be right as often, or the metric is 0."""
     majority = result.get("dev_majority")
     accuracy = result.get("dev_accuracy", result.get("dev_subset_accuracy"))
     if majority is not None and accuracy is not None and accuracy <= majority:
         warnings.warn(
-            f"nothing was learnt that shows: the accuracy on dev is {accuracy:.1%}, and the commonest answer alone "
+            f"{_NOTHING} The accuracy on dev is {accuracy:.1%}, and the commonest answer alone "
             f"gives {majority:.1%}. Train for more epochs, try another learning_rate, or look at the "
             "tables in the run's logs.",
+            stacklevel=3,
+        )
+    elif result[metric] == 0:
+        warnings.warn(
+            f"{_NOTHING} {metric} is 0. Train for more epochs, or try a higher learning_rate.",
             stacklevel=3,
         )
 

@@ -53,7 +53,7 @@ class Meter:
     def _reset(self) -> None:
         self._losses: dict[str, Tensor] = {}
         self._norm, self._steps = 0.0, 0
-        self._real_tokens = self._computed_tokens = 0
+        self._real_tokens = self._packed_tokens = 0
         self._waited_s = self._elapsed_s = 0.0
         self._since_s = time.perf_counter()
 
@@ -64,7 +64,8 @@ class Meter:
         self._norm += norm
         self._steps += 1
         self._real_tokens += sum(batch.batch.real_tokens for batch in batches)
-        self._computed_tokens += sum(batch.batch.input_ids.size for batch in batches)
+        packed = (batch.batch for batch in batches if batch.batch.packing is not None)
+        self._packed_tokens += sum(batch.input_ids.size for batch in packed)
         self._waited_s += waited_s
         now_s = time.perf_counter()
         self.train_s += now_s - self._since_s
@@ -77,13 +78,14 @@ class Meter:
     def read(self, rate: float) -> dict[str, float]:
         """The means, by their names in the log, and the learning rate."""
         device = next(iter(self._losses.values())).device
-        own = [self._real_tokens, self._computed_tokens, self._waited_s / self._world.size]
+        own = [self._real_tokens, self._packed_tokens, self._waited_s / self._world.size]
         sums = torch.cat([torch.stack(list(self._losses.values())).double(), torch.tensor(own, device=device)])
-        *losses, real_tokens, computed_tokens, waited_s = self._world.sum(sums).tolist()
+        *losses, real_tokens, packed_tokens, waited_s = self._world.sum(sums).tolist()
         values = {f"train_{name}": value / self._steps for name, value in zip(self._losses, losses, strict=True)}
+        values["real_tokens_per_s"] = real_tokens / self._elapsed_s
+        if packed_tokens:  # the layers may leave out the padding of rows that are not packed
+            values["packing_efficiency"] = real_tokens / packed_tokens
         values |= {
-            "real_tokens_per_s": real_tokens / self._elapsed_s,
-            "packing_efficiency": real_tokens / computed_tokens,
             "loader_wait_share": waited_s / self._elapsed_s,
             "grad_norm": self._norm / self._steps,
             "learning_rate": rate,

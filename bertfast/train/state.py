@@ -120,8 +120,8 @@ class RunDirectory:
         artifact.make_own_directory(self.path)
         held.enter_context(artifact.hold(self.path, "training"))
         if not resume:
-            for path in (*self.path.glob("state-*"), self.logs):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in (*self.path.glob("state-*"), *self.path.glob(artifact.LOGS)):
+                shutil.rmtree(path)  # a state that stayed would be taken for this run's
         elif (latest := self._newest_whole_state()) is not None:
             earlier = artifact.open_manifest(latest, verify_hashes=False).settings["identity"]
             self._refuse_other_run(self.path, earlier, _FREE_TO_CHANGE | _SAID_WHEN_CHANGED)

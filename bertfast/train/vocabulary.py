@@ -78,7 +78,7 @@ def restrict_vocabulary(model: nn.Module, tokens: Int64) -> VocabularyInUse:
     untouched = embedding.weight.detach().clone()
     rows = untouched[torch.from_numpy(tokens)]
     if len(tokens) < len(untouched):
-        rows = torch.cat([rows, torch.ones(1, rows.shape[1])])
+        rows = torch.cat([rows, rows.new_ones(1, rows.shape[1])])
     embedding.weight = nn.Parameter(rows, requires_grad=embedding.weight.requires_grad)
     embedding.num_embeddings = len(rows)
     return VocabularyInUse(tokens, untouched)

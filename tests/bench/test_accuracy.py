@@ -18,7 +18,8 @@ from bertfast.text.squad import Span
 
 
 def compared(judge: Judge, answers: Sequence[Answer], reference: Sequence[Answer]) -> dict[str, Any]:
-    return judge.compare(answers, reference, judge.metrics(answers), judge.metrics(reference))
+    metrics = judge.metrics(reference)
+    return judge.compare(answers, reference, judge.metrics(answers), metrics, judge.resampled(reference, metrics))
 
 
 def answer(label: str, a: float) -> dict[str, object]:
@@ -57,7 +58,7 @@ def test_what_is_lost_and_gained_is_counted_row_by_row() -> None:
 def test_without_golds_there_are_flips_only() -> None:
     judge = Judge(CLASSIFY, None)
     assert judge.metrics([answer("a", 0.9)]) == {}
-    assert judge.quoted({}) is None
+    assert judge.quoted({}) is judge.resampled([answer("a", 0.9)], {}) is None
     assert compared(judge, [answer("b", 0.1)], [answer("a", 0.9)]) == {"flips": 1, "largest_score_drift": 0.8}
 
 

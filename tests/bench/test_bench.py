@@ -13,11 +13,13 @@ from sklearn.metrics import accuracy_score
 
 import bertfast
 from bertfast import artifact
+from bertfast.bench import accuracy
 from bertfast.bench import run as running
 from bertfast.bench.gate import Limits
 from bertfast.bench.results import Results
 from bertfast.bench.run import BenchPlan, bench
 from bertfast.bench.scenarios import Scenario
+from bertfast.bench.uncertainty import resampled
 from bertfast.bench.worker import Worker
 from bertfast.config import ModelConfig, Precision
 from bertfast.errors import ConfigError, DataError
@@ -82,6 +84,19 @@ def test_every_backend_is_measured_against_torch(report: tuple[Results, Path]) -
         assert item.sequences == 40 == sum(report[0].lengths)
         assert item.real_tokens == sum(count * length for length, count in enumerate(report[0].lengths))
         assert item.real_tokens <= item.padded_tokens["offline"]
+
+
+def test_all_candidates_have_the_same_threads_and_weights_or_it_is_said(
+    trained: Path, classifier: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which some backends heed, and others do not
+    plan = plan_for((trained, classifier), row_files[1], limit=4, backends=("torch",))
+    plan = replace(plan, threads=None, repeats=1)
+    with pytest.warns(UserWarning, match="classifier: not exported from the checkpoint of trained"):
+        results = bench(plan, tmp_path / "report")
+    assert results.threads == artifact.hardware()["cores"]
+    with pytest.warns(UserWarning, match="10000 threads share"):
+        assert running._with_threads(replace(plan, threads=10_000)).threads == 10_000
 
 
 def test_the_time_from_text_to_answer_is_told_by_phase(report: tuple[Results, Path]) -> None:
@@ -269,6 +284,27 @@ def test_golds_that_nothing_can_be_judged_by_are_refused_before_anything_is_meas
     with pytest.raises(DataError, match="Give it pairs of both kinds"):
         bench(plan_for((reranker,), data), tmp_path / "report", notify=lambda what, *_: done.append(what))
     assert not done
+
+
+def test_each_candidate_s_score_is_resampled_once_and_said_to_be(
+    classifier: Path, exported: Path, row_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many rows that takes minutes."""
+    done: list[str] = []
+
+    def counted(*given: Any) -> list[float] | None:
+        done.append("resampled")
+        return resampled(*given)
+
+    monkeypatch.setattr(accuracy, "resampled", counted)
+    plan = plan_for((classifier, exported), row_files[1], scenarios=(Scenario.OFFLINE,))
+    bench(plan, tmp_path / "report", notify=lambda what, *_: done.append(what))
+    assert done[-7:] == [
+        *("torch: resample its score", "resampled"),
+        *("onnxruntime: compare with torch", "resampled"),
+        *("openvino: compare with torch", "resampled"),
+        "done",
+    ]
 
 
 def test_windows_are_sequences_and_questions_are_rows(

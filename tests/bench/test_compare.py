@@ -54,6 +54,22 @@ def test_a_drop_on_the_same_rows_is_judged_by_its_pairs(lost: int, expected: str
     )
 
 
+def test_where_pairs_tell_nothing_else_is_asked() -> None:
+    """The scores alone are more than three per cent apart."""
+
+    def run(score: float, data: str = "d") -> Results:
+        drop = 0.8 - score
+        other = measured("b", metrics={"spearman": score}, drop_interval=(drop - 0.04, drop + 0.04))
+        return results(measured("ref", metrics={"spearman": 0.8}), other, metric="spearman", data_sha256=data * 64)
+
+    def verdict(old: Results, new: Results) -> str:
+        return next(change.verdict for change in compare(old, new).changes if change.candidate == "b")
+
+    assert verdict(run(0.7951), run(0.7651)) == "same"
+    assert verdict(run(0.7951), run(0.7051)) == "regressed"
+    assert verdict(run(0.7951), run(0.7651, "e")) == "regressed"
+
+
 def test_the_reference_s_own_score_and_that_of_other_rows_are_judged_as_shares() -> None:
     def run(right: int, data: str = "d") -> Results:
         return results(measured("ref", metrics={"accuracy": right / 1000}), data_sha256=data * 64)

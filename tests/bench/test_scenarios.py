@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast.bench.results import ServerRun
-from bertfast.bench.scenarios import PROBES, highest_rate, holds, relative_spread, spread
+from bertfast.bench.scenarios import PROBES, highest_rate, holds, relative_spread
 
 
 def queue_of(capacity_per_s: float, service_ms: float = 10.0) -> Callable[[float], ServerRun]:
@@ -56,10 +56,3 @@ def test_the_spread_is_that_of_the_middle_half() -> None:
     assert relative_spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
     assert relative_spread([10.0, 10.0, 10.0, 10.0, 99.0]) == 0.0
     assert relative_spread([7.0]) == relative_spread([]) == 0.0
-
-
-def test_a_part_of_the_rows_is_spread_over_all_of_them() -> None:
-    assert spread(872, 500)[0] == 0
-    assert spread(872, 500)[-1] == 871
-    assert len(set(spread(872, 500))) == 500
-    assert spread(3, 10) == [0, 1, 2]

@@ -16,6 +16,7 @@ from bertfast.bench.uncertainty import (
     paired_ratio,
     percentile,
     proportions_p,
+    resampled,
 )
 from bertfast.errors import DataError
 
@@ -78,10 +79,11 @@ def share(answers: Sequence[int], golds: Sequence[int]) -> dict[str, float]:
 def test_a_drop_is_as_unsure_as_its_pairs_say() -> None:
     golds = [1] * 400
     before, after = [1] * 400, [0] * 40 + [1] * 360
-    low, high = drop_interval(share, "accuracy", before, after, golds, 0.1) or (0, 0)
+    first, second = (resampled(share, "accuracy", answers, golds) for answers in (before, after))
+    low, high = drop_interval(0.1, first, second) or (0, 0)
     assert (low + high) / 2 == pytest.approx(0.1)
     assert (high - low) / 2 == pytest.approx(1.96 * (0.1 * 0.9 / 400) ** 0.5, rel=0.2)
-    assert drop_interval(share, "accuracy", after, after, golds, 0.0) == (0.0, 0.0)
+    assert drop_interval(0.0, second, second) == (0.0, 0.0)
 
 
 def test_scoring_is_asked_for_a_limited_number_of_times() -> None:
@@ -91,12 +93,13 @@ def test_scoring_is_asked_for_a_limited_number_of_times() -> None:
         calls.append(len(answers))
         return {"f1": 0.5}
 
-    assert drop_interval(count, "f1", [1] * 7, [1] * 7, [1] * 7, 0.0) == (0.0, 0.0)
-    assert calls == [7] * (2 * SCORED_RESAMPLES)
+    assert resampled(count, "f1", [1] * 7, [1] * 7) == [0.5] * SCORED_RESAMPLES
+    assert calls == [7] * SCORED_RESAMPLES
 
 
 def test_rows_that_cannot_be_scored_when_resampled_have_no_interval() -> None:
     def refuse(answers: Sequence[int], golds: Sequence[int]) -> dict[str, float]:
         raise DataError("all rows are of one kind")
 
-    assert drop_interval(refuse, "f1", [1], [1], [1], 0.0) is None
+    assert resampled(refuse, "f1", [1], [1]) is None
+    assert drop_interval(0.0, [0.5, 0.6], None) is None

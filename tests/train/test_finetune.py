@@ -15,7 +15,7 @@ from bertfast.tasks import get_task
 from bertfast.text.batch import Features
 from bertfast.text.tokenizer import Encoded
 from bertfast.train.finetune import FinetuneSource, finetune
-from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_rows
+from tests.conftest import TINY_FINETUNE, failing_after, labelled_rows, write_rows
 
 
 def source(count: int, **changes: int) -> FinetuneSource:
@@ -53,6 +53,18 @@ def test_a_classifier_learns_and_answers_with_the_names_of_its_labels(
         answer = model.predict(["The river waits."])[0]
     assert answer["label"] == "nature"
     assert sum(answer["scores"].values()) == pytest.approx(1)
+
+
+def test_what_is_not_packed_has_no_packing_efficiency(
+    pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """On a CPU the layers leave its padding out."""
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 2})
+    with pytest.warns(UserWarning, match="on dev is"):
+        finetune(open_checkpoint(pretrained), get_task("classify"), *row_files, tmp_path / "m", config)
+    logs = tmp_path / "m" / "logs"
+    assert "real_tokens_per_s" in (logs / "metrics.jsonl").read_text()
+    assert "packing" not in (logs / "metrics.jsonl").read_text() + (logs / "report.md").read_text()
 
 
 def test_a_run_that_learnt_nothing_says_so(pretrained: Path, row_files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -151,7 +163,7 @@ def test_a_run_goes_on_only_as_what_it_was(
 ) -> None:
     start = open_checkpoint(pretrained)
     config = TINY_FINETUNE.model_copy(update={"keep": "best", "evaluate_every_steps": 4})
-    with power_cut_after(6):
+    with failing_after(6):
         finetune(start, get_task("classify"), *row_files, tmp_path / "m", config)
     if what == "model":
         shape = start.config.model_copy(update={"layer_norm_eps": 1e-5})
@@ -160,3 +172,16 @@ def test_a_run_goes_on_only_as_what_it_was(
     config = config.model_copy(update={key: value for key, value in changes.items() if key != "task"})
     with pytest.raises(ConfigError, match=f"was started with {what}"):
         finetune(start, task, *row_files, tmp_path / "m", config, resume=True)
+
+
+def test_what_says_little_is_said_to_say_little(pretrained: Path, tmp_path: Path) -> None:
+    """Dev rows that were trained on, and a metric of 0 where no commonest label stands beside it."""
+    rows = [{"tokens": ["The", "river"], "tags": ["O", "B-place"]}] * 4
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    tag = dataclasses.replace(get_task("tag"), score=lambda answers, golds: {"f1": 0.0})
+    config = TINY_FINETUNE.model_copy(update={"max_steps": 1})
+    with pytest.warns(UserWarning, match="rows|learnt") as said:
+        finetune(open_checkpoint(pretrained), tag, file, file, tmp_path / "m", config)
+    texts = [str(warning.message) for warning in said]
+    assert any("rows.jsonl hold the same rows: what is found on dev says how well" in text for text in texts)
+    assert any("nothing was learnt that shows. dev_f1 is 0." in text for text in texts)

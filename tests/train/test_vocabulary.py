@@ -17,7 +17,7 @@ from bertfast.text.tokenizer import Tokenizer
 from bertfast.train import finetune as finetuning
 from bertfast.train.finetune import finetune
 from bertfast.train.vocabulary import WORD_EMBEDDINGS, restrict_vocabulary, tokens_in_use
-from tests.conftest import TINY_FINETUNE, labelled_rows, power_cut_after, write_checkpoint, write_rows
+from tests.conftest import TINY_FINETUNE, failing_after, labelled_rows, write_checkpoint, write_rows
 
 CONFIG = TINY_FINETUNE.model_copy(update={"weight_decay": 0.5, "global_batch_size": 4})
 
@@ -61,7 +61,7 @@ def test_a_rate_that_changed_on_the_way_counts_for_all_rows(
     rows = write_rows(tmp_path / "rows.jsonl", labelled_rows(24, 1))
 
     def cut_off_and_gone_on(out: Path) -> None:
-        with power_cut_after(6):
+        with failing_after(6):
             finetune(start, task, rows, rows, out, CONFIG)
         slower = CONFIG.model_copy(update={"learning_rate": 1e-5})
         with pytest.warns(UserWarning, match="goes on with learning_rate"):
@@ -107,3 +107,11 @@ def test_what_no_example_holds_is_not_trained(
     config: FinetuneConfig = CONFIG.model_copy(update={"max_steps": 1})
     finetune(start, get_task("classify"), rows, rows, tmp_path / "m", config)
     assert len(trained[0].state_dict()[WORD_EMBEDDINGS]) < start.config.vocab_size / 2
+
+
+def test_a_model_that_is_on_another_device_is_cut_down_there(tiny_config: ModelConfig) -> None:
+    """As a teacher is; `meta` stands for a GPU."""
+    model = get_task("embed").build(tiny_config, 0, get_task("embed").settings()).to("meta")
+    restrict_vocabulary(model, np.arange(5))
+    assert model.get_parameter(WORD_EMBEDDINGS).shape == (6, tiny_config.hidden_size)
+    assert model.get_parameter(WORD_EMBEDDINGS).is_meta
