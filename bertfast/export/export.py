@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from bertfast.backends.served import AS_TRAINED, ENGINE_FILE
 from bertfast.config import Precision
 from bertfast.errors import ArtifactError, BackendError, CheckError, ConfigError
 from bertfast.export.check import awkward_texts, check_export
-from bertfast.export.dev import DevRows, Loss, hold_in_runtimes
+from bertfast.export.dev import DevRows, Loss, beyond, holds
 from bertfast.export.graph import build_graph
 from bertfast.export.nodes import Attention
 from bertfast.export.overflow import FP16_LARGEST, overflows
@@ -121,7 +121,11 @@ def export(
         TorchBackend(served, device="cpu") as source,
     ):
         _refuse_what_is_not_finite(served, source)
-        result = _write(served, replace(exported, path=draft.path), source, runtimes, plan, attention, notify)
+        dev = DevRows(served, source, plan.dev, plan.columns) if plan.dev else None
+        texts = calibration_text(served, plan)
+        exported = replace(exported, path=draft.path)
+        making = _Making(served, exported, source, runtimes, attention, texts, dev)
+        result = _write(making, plan, notify)
         draft.settings = _settings(served, plan, result) | {"attention": attention, "packed": packed}
     return result
 
@@ -136,29 +140,52 @@ def _refuse_what_is_not_finite(served: ServedModel, source: TorchBackend) -> Non
             )
 
 
-def _write(
-    served: ServedModel,
-    exported: ServedModel,
-    source: TorchBackend,
-    runtimes: Sequence[str],
-    plan: ExportPlan,
-    attention: Attention,
-    notify: Notify,
-) -> Exported:
-    """The graphs of an export in its directory, checked."""
-    dev = DevRows(served, source, plan.dev, plan.columns) if plan.dev else None
-    texts = calibration_text(served, plan)
-    quantized: tuple[QuantizedProduct, ...] = ()
-    account = None
-    if exported.precision in _QUANTIZED:
-        kind = cast(Format, exported.precision.value)
-        quantized, account = quantize_checkpoint(served, source, texts, plan, kind, dev, notify)
+@dataclass(frozen=True)
+class _Making:
+    """What the graphs of an export are made of and judged by.
+
+    Attributes:
+        exported: what is to be, in the directory that it is written to.
+        runtimes: those that must give the numbers of `source`.
+        texts: the sequences of each calibration text.
+    """
+
+    served: ServedModel
+    exported: ServedModel
+    source: TorchBackend
+    runtimes: Sequence[str]
+    attention: Attention
+    texts: Sequence[Sequence[Encoded]]
+    dev: DevRows | None
+
+
+def _write(making: _Making, plan: ExportPlan, notify: Notify) -> Exported:
+    """The graphs of an export in its directory, checked; in eight bits the first choice that holds in the runtimes."""
+    served, precision, dev = making.served, making.exported.precision, making.dev
+    choices: Iterable[tuple[tuple[QuantizedProduct, ...], Quantization | None]] = [((), None)]
+    if precision in _QUANTIZED:
+        kind = cast(Format, precision.value)
+        choices = quantize_checkpoint(served, making.source, making.texts, plan, kind, dev, notify)
+    for quantized, account in choices:
+        found = _attempt(making, quantized, account)
+        if plan.max_drop is None or holds(found.losses, plan.max_drop):
+            return found
+    assert plan.max_drop is not None
+    assert dev is not None
+    raise beyond(found.losses, plan.max_drop, precision, len(dev.golds))
+
+
+def _attempt(making: _Making, quantized: Sequence[QuantizedProduct], account: Quantization | None) -> Exported:
+    """The graphs with these products in eight bits, in the place of those before, and what they show."""
+    served, exported, source = making.served, making.exported, making.source
     graph = _model(served, quantized, packed=exported.packed)
     check_rules(graph)
-    kept = _overflows(exported, graph, texts) if exported.precision not in (Precision.FP32, Precision.BF16) else {}
+    watched = exported.precision not in (Precision.FP32, Precision.BF16)
+    kept = _overflows(exported, graph, making.texts) if watched else {}
     promised = account.quantized_weights if account and exported.precision is Precision.INT8 else 0
     exported = replace(exported, int8_weights=promised)
-    narrow = graph if attention == "plain" else _model(served, quantized, attention, exported.packed)
+    plain = making.attention == "plain"
+    narrow = graph if plain else _model(served, quantized, making.attention, exported.packed)
     _refuse_what_cannot_be_kept(narrow, kept)
     for form, model in _forms(exported, graph, narrow, kept):
         check_rules(model)
@@ -166,12 +193,10 @@ def _write(
         onnx.checker.check_model(exported.path / form, full_check=True)
     _write_beside(served, exported.path)
     with simulated(source.module, quantized):
-        checks, losses = _check(source, exported, runtimes, dev)
+        checks, losses = _check(source, exported, making.runtimes, making.dev)
         engine_form = (exported.path / ENGINE_FILE).is_file()
         if engine_form:
             checks["fp16 around INT8"] = _check_engine_form(source, exported)
-    if plan.max_drop is not None:
-        hold_in_runtimes(losses, plan.max_drop, exported.precision, len(dev.golds) if dev else 0)
     return Exported(checks, losses, kept, account, engine_form)
 
 

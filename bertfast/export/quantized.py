@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from bertfast.backends import ServedModel
@@ -65,8 +65,9 @@ def quantize_checkpoint(
     kind: Format,
     dev: DevRows | None,
     notify: Notify,
-) -> tuple[tuple[QuantizedProduct, ...], Quantization]:
-    """The products that are to be quantised, and the account of how they were found.
+) -> Iterator[tuple[tuple[QuantizedProduct, ...], Quantization]]:
+    """The products that are to be quantised, and the account of how they were found; where a metric is to be held, more
+    than once, each time fewer, for runtimes in which it does not hold.
 
     Args:
         source: the checkpoint in torch, on the CPU.
@@ -83,10 +84,11 @@ def quantize_checkpoint(
     trial = Trial(model, list(equal_lengths(chain(*texts[::_HELD_BACK]), pad_id)), drop)
     ranked = sensitivities(trial, quantized, notify)
     if plan.max_drop is None:
-        chosen = hold_error(trial, quantized, ranked)
+        choices = iter([hold_error(trial, quantized, ranked)])
     else:
-        chosen = hold_drop(trial, quantized, ranked, plan.max_drop, notify)
-    return chosen.quantized, _account(sum(map(len, chain(*texts))), quantized, ranked, chosen)
+        choices = hold_drop(trial, quantized, ranked, plan.max_drop, notify)
+    tokens = sum(map(len, chain(*texts)))
+    return ((chosen.quantized, _account(tokens, quantized, ranked, chosen)) for chosen in choices)
 
 
 def _account(

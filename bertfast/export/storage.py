@@ -22,6 +22,7 @@ def save(model: onnx.ModelProto, file: Path) -> None:
         return
     beside = file.with_name(f"{file.name}.data")
     emptied = _copy(model)  # which saving takes the weights out of
+    beside.unlink(missing_ok=True)  # onnx would add to it
     onnx.save(emptied, file, save_as_external_data=True, location=beside.name, size_threshold=_SMALL)
     beside.chmod(file.stat().st_mode)  # onnx lets nobody but the owner read it
 

@@ -115,8 +115,10 @@ def hold_error(trial: Trial, quantized: Sequence[QuantizedProduct], ranked: Sequ
 
 def hold_drop(
     trial: Trial, quantized: Sequence[QuantizedProduct], ranked: Sequence[Sensitivity], max_drop: float, notify: Notify
-) -> Chosen:
-    """Products restored in the order of their sensitivity until the drop holds.
+) -> Iterator[Chosen]:
+    """Products restored in the order of their sensitivity: what holds the drop, that with the fewest of them first.
+
+    A runtime rounds otherwise than the simulation does, so that the first need not be the one that holds there.
 
     Raises:
         AccuracyError: it holds for no number of them.
@@ -128,7 +130,9 @@ def hold_drop(
         kept = tuple(one for one in quantized if not any(one is other for other in restored))
         drops.append(trial.drop(kept))
         if drops[-1] <= max_drop + 1e-9:
-            return Chosen(kept, tuple(one.product.name for one in restored), drops[-1], trial.error(kept))
+            yield Chosen(kept, tuple(one.product.name for one in restored), drops[-1], trial.error(kept))
+    if min(drops) <= max_drop + 1e-9:
+        return
     raise AccuracyError(
         f"{quantized[0].format} loses {min(drops):.2f} points at the least, with all but "
         f"{len(ranked) - drops.index(min(drops))} products restored, and {max_drop:g} is the limit. Nothing was "

@@ -36,7 +36,7 @@ def ranked(trial: Costs) -> list[Sensitivity]:
 
 
 def chosen(trial: Costs, max_drop: float) -> list[str]:
-    found = hold_drop(trial, PRODUCTS, ranked(trial), max_drop, lambda *_: None)  # type: ignore[arg-type]
+    found = next(hold_drop(trial, PRODUCTS, ranked(trial), max_drop, lambda *_: None))  # type: ignore[arg-type]
     assert {one.product.name for one in found.quantized} | set(found.restored) == {one.product.name for one in PRODUCTS}
     assert found.drop == trial.drop(found.quantized) <= max_drop
     return [name.rpartition("layer.0.")[2] for name in found.restored]
