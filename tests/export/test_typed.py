@@ -162,7 +162,9 @@ def test_rows_are_held_in_every_precision(classifier: Path, tmp_path: Path, monk
     plan = ExportPlan(dev=dev, max_drop=1.0)
     assert set(export(classifier, tmp_path / "good", precision=Precision.FP16, plan=plan).losses) == {"onnxruntime"}
     monkeypatch.setattr(DevRows, "compare", lambda self, run: Loss(drop=1.5, flips=1))
-    with pytest.raises(AccuracyError, match=r"fp16 loses 1\.50 points in onnxruntime on 40 rows, .*, and 1 is the limit"):
+    with pytest.raises(
+        AccuracyError, match=r"fp16 loses 1\.50 points in onnxruntime on 40 rows, .*, and 1 is the limit"
+    ):
         export(classifier, tmp_path / "bad", precision=Precision.FP16, plan=plan)
     assert not (tmp_path / "bad").exists()
 
