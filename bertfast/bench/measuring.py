@@ -17,8 +17,7 @@ from bertfast.bench.scenarios import SPREAD_LIMIT, Scenario, highest_rate, relat
 from bertfast.bench.worker import RefusedError, Worker
 from bertfast.errors import BackendError
 from bertfast.tasks import Answer
-from bertfast.text.batch import evenly_spread
-from bertfast.text.labelled import Request
+from bertfast.text.labelled import Request, evenly_spread
 
 Say = Callable[[str], object]
 BATCH_SIZES = (8, 16, 32, 64, 128)

@@ -25,8 +25,7 @@ from bertfast.bench.scenarios import Scenario
 from bertfast.bench.worker import Worker
 from bertfast.errors import ConfigError, DataError
 from bertfast.tasks import Task
-from bertfast.text.batch import evenly_spread
-from bertfast.text.labelled import Example
+from bertfast.text.labelled import Example, evenly_spread
 from bertfast.text.tables import split_reference
 
 __all__ = ["BenchPlan", "bench"]

@@ -18,7 +18,6 @@ from bertfast.cli.options import (
     PairColumn,
     TaskSettings,
     TextColumn,
-    Threads,
     choice,
     task_settings,
 )
@@ -61,6 +60,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="Interleaved repeats.")]
 ServerRequests = Annotated[int, typer.Option(min=1, help="Least number of arrivals at each rate tried.")]
 BatchSizes = Annotated[str | None, typer.Option(metavar="B,B,...", help="Time batches of so many sequences too,")]
 Lengths = Annotated[str | None, typer.Option(metavar="S,S,...", help="each of so many tokens.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each; all cores when not given.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only this many rows, spread over the file.")]
 Compare = Annotated[
     tuple[Path, Path] | None,

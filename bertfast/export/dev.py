@@ -70,16 +70,14 @@ class DevRows:
         return 100 * next(metrics[name] for name in self.task.quotable if name in metrics)
 
 
-def holds(losses: Mapping[str, Loss], max_drop: float) -> bool:
-    """Whether no runtime loses more than is allowed, whatever was found in torch."""
-    return all(loss.drop <= max_drop + 1e-9 for loss in losses.values())
-
-
-def beyond(losses: Mapping[str, Loss], max_drop: float, precision: Precision, rows: int) -> AccuracyError:
-    """What is said where losses on these rows do not hold."""
-    name = next(name for name, loss in losses.items() if not holds({name: loss}, max_drop))
-    return AccuracyError(
-        f"{precision.value} loses {losses[name].drop:.2f} points in {name} on {rows:,} rows, of which one is worth "
-        f"{100 / rows:.2f}, and {max_drop:g} is the limit. Nothing was published. Give more rows to --dev or texts to "
-        "--calibration, a larger --max-drop, or export in a higher precision."
-    )
+def refusal(losses: Mapping[str, Loss], max_drop: float, precision: Precision, rows: int) -> AccuracyError | None:
+    """The error of a runtime that loses more than is allowed on the rows, whatever was found in torch; None where each
+    holds it."""
+    for name, loss in losses.items():
+        if not loss.drop <= max_drop + 1e-9:
+            return AccuracyError(
+                f"{precision.value} loses {loss.drop:.2f} points in {name} on {rows:,} rows, of which one is worth "
+                f"{100 / rows:.2f}, and {max_drop:g} is the limit. Nothing was published. Give more rows to --dev or "
+                "texts to --calibration, a larger --max-drop, or export in a higher precision."
+            )
+    return None

@@ -17,9 +17,9 @@ from bertfast.backends.pytorch import TorchBackend
 from bertfast.backends.rows import rows_of
 from bertfast.backends.served import AS_TRAINED, ENGINE_FILE
 from bertfast.config import Precision
-from bertfast.errors import ArtifactError, BackendError, CheckError, ConfigError
+from bertfast.errors import AccuracyError, ArtifactError, BackendError, CheckError, ConfigError
 from bertfast.export.check import awkward_texts, check_export
-from bertfast.export.dev import DevRows, Loss, beyond, holds
+from bertfast.export.dev import DevRows, Loss, refusal
 from bertfast.export.graph import build_graph
 from bertfast.export.nodes import Attention
 from bertfast.export.overflow import FP16_LARGEST, overflows
@@ -162,17 +162,19 @@ class _Making:
 def _write(making: _Making, plan: ExportPlan, notify: Notify) -> Exported:
     """The graphs of an export in its directory, checked; in eight bits the first choice that holds in the runtimes."""
     served, precision, dev = making.served, making.exported.precision, making.dev
+    refused: AccuracyError | None = None
     choices: Iterable[tuple[tuple[QuantizedProduct, ...], Quantization | None]] = [((), None)]
     if precision in _QUANTIZED:
         kind = cast(Format, precision.value)
         choices = quantize_checkpoint(served, making.source, making.texts, plan, kind, dev, notify)
     for quantized, account in choices:
         found = _attempt(making, quantized, account)
-        if plan.max_drop is None or holds(found.losses, plan.max_drop):
+        if dev is not None and plan.max_drop is not None:
+            refused = refusal(found.losses, plan.max_drop, precision, len(dev.golds))
+        if refused is None:
             return found
-    assert plan.max_drop is not None
-    assert dev is not None
-    raise beyond(found.losses, plan.max_drop, precision, len(dev.golds))
+    assert refused is not None
+    raise refused
 
 
 def _attempt(making: _Making, quantized: Sequence[QuantizedProduct], account: Quantization | None) -> Exported:

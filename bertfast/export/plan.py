@@ -12,8 +12,7 @@ from bertfast.backends import ServedModel
 from bertfast.config import Config
 from bertfast.errors import ConfigError, DataError
 from bertfast.quantize.fit import Rounding
-from bertfast.text.batch import evenly_spread
-from bertfast.text.labelled import Columns
+from bertfast.text.labelled import Columns, evenly_spread
 from bertfast.text.tokenizer import Encoded
 
 LEAST_TOKENS = 2000

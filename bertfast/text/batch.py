@@ -168,11 +168,6 @@ def unpad(batch: Batch) -> list[Encoded]:
     ]
 
 
-def evenly_spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` places, evenly from the first to the last."""
-    return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]
-
-
 def group_by_budget(
     lengths: Sequence[int] | Int64, max_tokens: int, max_sequences: int, *, in_order: bool = False
 ) -> Iterator[Int64]:

@@ -67,6 +67,12 @@ class Example:
     where: str = ""
 
 
+def evenly_spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` places, evenly from the first to the last; one alone is the first."""
+    chosen = min(count, most)
+    return [round(place * (count - 1) / max(1, chosen - 1)) for place in range(chosen)]
+
+
 def label_text(value: object) -> str | None:
     """A label as text without white space around it: 1, 1.0 and "1" are "1", and true is "true".
 

@@ -52,9 +52,7 @@ def _of_splits(path: Path, rows: Iterator[tuple[str, Row]], wanted: Sequence[str
         if split in wanted:
             yield where, row
     for name in wanted:
-        if name not in present:
-            if not present:
-                raise DataError(f"{path} has no rows. Give a file with some.")
+        if present and name not in present:  # of a file without rows the reader says so
             raise DataError(
                 f"{path} has no split '{name}'; it has {', '.join(sorted(present))}.{did_you_mean(name, present)}"
             )

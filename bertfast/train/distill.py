@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from bertfast.errors import ConfigError
 from bertfast.model.encoder import BertEncoder
 from bertfast.model.weights import Checkpoint, load_weights
 from bertfast.tasks import Context, Task, task_of
+from bertfast.text.labelled import evenly_spread
 
 _TEACHER = "teacher."
 
@@ -90,9 +90,3 @@ def keep_layers(model: nn.Module, count: int) -> None:
     for part in model.modules():
         if isinstance(part, BertEncoder):
             part.layer = nn.ModuleList(part.layer[place] for place in evenly_spread(len(part.layer), count))
-
-
-def evenly_spread(total: int, count: int) -> list[int]:
-    """`count` of the numbers from 0 to `total` - 1, ascending; from two on, both ends are among them."""
-    places: list[int] = np.linspace(0, total - 1, count).round().astype(int).tolist()
-    return places

@@ -15,7 +15,7 @@ from bertfast.backends.protocol import Arrays, Backend
 from bertfast.config import ModelConfig, Precision
 from bertfast.errors import ArtifactError, BackendError, CheckError
 from bertfast.export import export as exporting
-from bertfast.export.check import check_export
+from bertfast.export.check import awkward_texts, check_export
 from bertfast.export.export import export
 from bertfast.text.batch import Batch
 from bertfast.text.tokenizer import Tokenizer
@@ -151,15 +151,23 @@ def test_a_graph_that_differs_is_not_published(classifier: Path, change: object,
 def test_in_eight_bits_one_text_may_be_farther_than_all_may_together(classifier: Path) -> None:
     model = open_served(classifier)
 
+    text = sum(awkward_texts(model)[4].input_ids)
+
     def one_text_off(values: np.ndarray, batch: Batch) -> np.ndarray:
-        return values + 0.1 * np.abs(values).max() * (np.arange(len(values)) == 4)[:, None]
+        here = (batch.input_ids * batch.attention_mask).sum(axis=1) == text
+        return values + 0.03 * here[:, None]  # an eleventh of the largest logit
+
+    def other_orders_off(values: np.ndarray, batch: Batch) -> np.ndarray:
+        return values + 0.03 * (np.arange(len(values)) == 4)[:, None]
 
     with open_backend(model) as source:
         off = Broken(source, one_text_off)
         assert check_export(model, source, off, Precision.INT8)["ragged batch, both segments"] > 0.05
         with pytest.raises(CheckError, match="source on '.*' by"):
             check_export(model, source, off, Precision.FP16)
-        with pytest.raises(CheckError, match="root mean square, most on '.*', by inf"):
+        with pytest.raises(CheckError, match="differs from the source on 'batch order' by"):
+            check_export(model, source, Broken(source, other_orders_off), Precision.INT8)
+        with pytest.raises(CheckError, match="differs from the source on '.*' by inf"):
             check_export(model, source, Broken(source, lambda values, batch: values * np.nan), Precision.INT8)
 
 

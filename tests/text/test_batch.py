@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertfast.text.batch import evenly_spread, group_by_budget, group_by_cost, pad, unpad
+from bertfast.text.batch import group_by_budget, group_by_cost, pad, unpad
 from bertfast.text.tokenizer import Encoded
 
 SEQUENCES = st.lists(
@@ -85,10 +85,3 @@ def test_no_cut_of_the_sequences_by_length_costs_less(
 
 def test_a_row_over_the_budget_is_a_batch() -> None:
     assert [group.tolist() for group in group_by_cost([5, 900, 6], 1000, 100, 8)] == [[1], [2, 0]]
-
-
-def test_a_part_of_the_rows_is_spread_over_all_of_them() -> None:
-    assert evenly_spread(872, 500)[0] == 0
-    assert evenly_spread(872, 500)[-1] == 871
-    assert len(set(evenly_spread(872, 500))) == 500
-    assert evenly_spread(3, 10) == [0, 1, 2]

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from bertfast.errors import DataError
-from bertfast.text.labelled import Columns, Example, label_ids, label_names, label_number, read_examples
+from bertfast.text.labelled import Columns, Example, evenly_spread, label_ids, label_names, label_number, read_examples
 
 TEXTS, GOLDS = ["a film", 'it "works"'], ["1", "0"]
 ODD_TEXTS = [
@@ -262,3 +262,10 @@ def test_the_real_files_are_read_whole(data_folder: Path) -> None:
             warnings.simplefilter("ignore")  # rows without a gold label
             examples = read_examples(data_folder / name)
         assert (len(examples), len(label_names(examples))) == (rows, labels)
+
+
+def test_a_part_of_the_rows_is_spread_over_all_of_them() -> None:
+    assert evenly_spread(872, 500)[0] == 0
+    assert evenly_spread(872, 500)[-1] == 871
+    assert len(set(evenly_spread(872, 500))) == 500
+    assert evenly_spread(3, 10) == [0, 1, 2]

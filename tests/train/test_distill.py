@@ -20,8 +20,9 @@ from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import Context, get_task
 from bertfast.tasks.embed import EmbedSettings
 from bertfast.text import tokenizer as tokenization
+from bertfast.text.labelled import evenly_spread
 from bertfast.text.tokenizer import Tokenizer
-from bertfast.train.distill import evenly_spread, refuse_lessons_without_teacher, refuse_other_teacher
+from bertfast.train.distill import refuse_lessons_without_teacher, refuse_other_teacher
 from bertfast.train.finetune import finetune
 from tests.conftest import TINY_FINETUNE, alike, failing_after, labelled_rows, weights, write_checkpoint, write_rows
 
