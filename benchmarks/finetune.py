@@ -271,6 +271,12 @@ def refuse_other_work(runs: Sequence[Row]) -> None:
             raise SystemExit(f"{runs[0]['data_set']}: the {name} differ: {said}. The systems must do the same work.")
 
 
+def recorded(suite: dict[str, DataSet], path: Path) -> list[Row]:
+    """The runs of a file that were made with the settings of this suite."""
+    settings = {name: data_set.model_dump(mode="json") for name, data_set in suite.items()}
+    return [run for run in read_runs(path) if run["settings"] == settings.get(run["data_set"])]
+
+
 def table(suite: dict[str, DataSet], runs: Sequence[Row]) -> str:
     """Markdown: for each data set and metric the mean over seeds and its standard deviation, and the medians of the
     seconds; `faster` is the better peer's median by ours."""
@@ -317,11 +323,13 @@ def main() -> None:
         help="the seeds with which transformers runs on random batches too, the slowest runs; all when not given",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--table", action="store_true", help="run nothing: the table of the runs that OUT has")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing: the table of the runs that OUT has of this suite"
+    )
     options = parser.parse_args()
     suite = read_suite(options.suite)
     suite = {name: suite[name] for name in options.only or suite}
-    print(table(suite, read_runs(options.out) if options.table else measure(suite, options)))
+    print(table(suite, recorded(suite, options.out) if options.table else measure(suite, options)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ rewrites what stands between
     <!-- table:NAME from benchmarks/results/FILE.json -->
     <!-- end -->
 
-where NAME says which table of the results it is: `brief` or `full`.
+where NAME says which table of the results it is: `brief` or `full` of a benchmark report, `finetune` of the runs of
+finetune.py.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import finetune
 
 from bertfast.bench.compare import read_results
 from bertfast.bench.figures import run_line
 from bertfast.bench.report import markdown_table
-from bertfast.bench.results import Results
 from bertfast.errors import DataError, did_you_mean
 
 ROOT = Path(__file__).parent.parent
@@ -29,10 +32,6 @@ OPENING = "<!-- table:"
 TABLE = re.compile(
     r"(?P<opening><!-- table:(?P<name>\S+) from (?P<source>\S+) -->\n).*?(?P<closing><!-- end -->)", re.DOTALL
 )
-TABLES: dict[str, Callable[[Results], str]] = {
-    "brief": lambda results: markdown_table(results, brief=True),
-    "full": markdown_table,
-}
 
 
 def rewrite(text: str, root: Path) -> str:
@@ -54,8 +53,31 @@ def rewrite(text: str, root: Path) -> str:
 def _body(name: str, source: Path) -> str:
     if name not in TABLES:
         raise DataError(f"table:{name} is none of {', '.join(TABLES)}.{did_you_mean(name, TABLES)}")
+    return f"\n{TABLES[name](source)} All samples: `{source.name}`.\n\n"
+
+
+def _of_report(source: Path, *, brief: bool) -> str:
     results = read_results(source)
-    return f"\n{TABLES[name](results)}\n\n{results.data}, {run_line(results)} All samples: `{source.name}`.\n\n"
+    return f"{markdown_table(results, brief=brief)}\n\n{results.data}, {run_line(results)}"
+
+
+def _of_finetuning(source: Path) -> str:
+    suite = finetune.read_suite(finetune.SUITE)
+    runs = finetune.recorded(suite, source)
+    if not runs:
+        raise DataError(f"{source} has no runs with the settings of {finetune.SUITE.name}. Measure again.")
+    machines = "; ".join(sorted({f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores" for run in runs}))
+    seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
+    return (
+        f"{finetune.table(suite, runs)}\n\n{machines}; seeds {seeds}, one process after the other; means and sample standard deviations of metrics, medians of seconds."
+    )
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "brief": partial(_of_report, brief=True),
+    "full": partial(_of_report, brief=False),
+    "finetune": _of_finetuning,
+}
 
 
 def main() -> None:

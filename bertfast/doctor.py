@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast import artifact
-from bertfast.backends import available, installed_version
+from bertfast.backends import Availability, available, installed_version
 from bertfast.backends.gpu import Gpu, first_gpu
 from bertfast.backends.onnx_providers import CLASH, DISTRIBUTIONS
 from bertfast.engine.library import cuda_version
@@ -21,6 +21,7 @@ _PACKAGES = {
     "bench": ("sklearn", "matplotlib"),
     "ray": ("ray",),
 }
+_ON_GPUS_ALONE = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 
 def examine() -> dict[str, Any]:
@@ -30,18 +31,21 @@ def examine() -> dict[str, Any]:
         "bertfast": artifact.version(),
         "machine": artifact.hardware() | {"gpu": _gpu()},
         "backends": [
-            {
-                "name": item.name,
-                "version": item.version,
-                "runs": item.kind,
-                "remedy": None if item.version else item.remedy,
-            }
+            {"name": item.name, "version": item.version, "runs": item.kind, "remedy": _remedy(item)}
             for item in available()
         ],
         "packages": [_package(module, extra) for extra, modules in _PACKAGES.items() for module in modules],
         "tools": [_compiler()],
         "problems": _problems(),
     }
+
+
+def _remedy(item: Availability) -> str | None:
+    if item.version:
+        return None
+    if item.name in _ON_GPUS_ALONE and _gpu() is None:
+        return f"not for this machine, which has no NVIDIA GPU. On one: {item.remedy}"
+    return item.remedy
 
 
 def _problems() -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertfast import doctor
+from bertfast.backends import Availability
 from bertfast.backends.gpu import Gpu
 from bertfast.doctor import clashes, examine, old_drivers
 from bertfast.errors import BackendError
@@ -49,3 +50,16 @@ def test_problems_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert "the NVIDIA driver answers cuInit with error 803" in examine()["problems"]
     monkeypatch.setattr(doctor, "_gpu", lambda: None)  # no card: no driver is no problem
     assert not [problem for problem in examine()["problems"] if "driver" in problem]
+
+
+@pytest.mark.parametrize("gpu", [None, "NVIDIA A10"])
+def test_what_wants_a_gpu_is_not_advised_where_there_is_none(monkeypatch: pytest.MonkeyPatch, gpu: str | None) -> None:
+    missing = [
+        Availability("tensorrt", "engine", None, "pip install 'bertfast[gpu]'"),
+        Availability("tensorrt-rtx", "engine", None, "pip install 'bertfast[rtx]'"),  # it builds without one
+    ]
+    monkeypatch.setattr(doctor, "available", lambda: missing)
+    monkeypatch.setattr(doctor, "_gpu", lambda: gpu)
+    tensorrt, for_rtx = (item["remedy"] for item in examine()["backends"])
+    assert tensorrt.startswith("not for this machine") == (gpu is None)
+    assert for_rtx == "pip install 'bertfast[rtx]'"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import finetune, tables
 from bertfast.bench.figures import run_line
 from bertfast.bench.report import markdown_table
 from bertfast.errors import DataError
@@ -21,6 +22,8 @@ PAGE = "before\n<!-- table:brief from results/a.json -->\nold\n<!-- end -->\nbet
 def root(tmp_path: Path) -> Path:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "a.json").write_text(RUN.model_dump_json())
+    run = {"data_set": "sst2", "settings": {"task": "classify"}}  # not those of the suite
+    (tmp_path / "results" / "runs.json").write_text(json.dumps({"runs": [run]}))
     return tmp_path
 
 
@@ -41,10 +44,24 @@ def test_a_table_is_made_anew_and_the_rest_stays(root: Path) -> None:
     assert markdown_table(RUN) in tables.rewrite(PAGE.replace("brief", "full"), root)
 
 
+def test_runs_of_fine_tuning_are_those_of_the_suite(root: Path) -> None:
+    settings = finetune.read_suite(finetune.SUITE)["sst2"].model_dump(mode="json")
+    hardware = {"cpu": "a CPU", "cores": 2}
+    run = {"data_set": "sst2", "system": "bertfast", "seed": 1, "settings": settings, "hardware": hardware}
+    run |= {"metrics": {"accuracy": 0.5}, "train_s": 1.0, "process_s": 2.0}
+    other = run | {"settings": settings | {"epochs": 9.0}, "metrics": {"accuracy": 0.9}}
+    (root / "results" / "runs.json").write_text(json.dumps({"runs": [run, other]}))
+    made = tables.rewrite(PAGE.replace("brief", "finetune").replace("a.json", "runs.json"), root)
+    assert "| sst2 | accuracy | 50.00 | - | - | 1.0 / - / - |" in made
+    assert "a CPU, 2 cores; seeds 1, one process" in made
+    assert "All samples: `runs.json`." in made
+
+
 @pytest.mark.parametrize(
     ("page", "why"),
     [
-        (PAGE.replace("brief", "breif"), "table:breif is none of brief, full. Did you mean 'brief'"),
+        (PAGE.replace("brief", "finetune").replace("a.json", "runs.json"), "runs.json has no runs with the settings"),
+        (PAGE.replace("brief", "breif"), "table:breif is none of brief, full, finetune. Did you mean 'brief'"),
         (PAGE.replace("a.json", "b.json"), "b.json does not exist"),
         ("<!-- table:brief from results/a.json -->\n", "a table is not of the form"),
         ("<!-- table:brief -->\n<!-- end -->\n", "a table is not of the form"),
