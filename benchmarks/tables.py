@@ -68,9 +68,8 @@ def _of_finetuning(source: Path) -> str:
         raise DataError(f"{source} has no runs with the settings of {finetune.SUITE.name}. Measure again.")
     machines = "; ".join(sorted({f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores" for run in runs}))
     seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
-    return (
-        f"{finetune.table(suite, runs)}\n\n{machines}; seeds {seeds}, one process after the other; means and sample standard deviations of metrics, medians of seconds."
-    )
+    how = "one process after the other; means and sample standard deviations of metrics, medians of seconds."
+    return f"{finetune.table(suite, runs)}\n\n{machines}; seeds {seeds}, {how}"
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
