@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,23 @@ def losses(model: Path, precision: Precision, train: Path, folder: Path, rows: D
             )
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return found
+
+
+def table(suite: dict[str, DataSet], runs: Sequence[Row]) -> str:
+    """Markdown: for each data set the points that each precision loses in each runtime, and how many answers change."""
+    columns = list(dict.fromkeys(_column(item) for run in runs for item in run["precisions"]))
+    heads = ["data set", "metric", "rows", "fp32 %", *columns]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for run in runs:
+        lost = {_column(item): f"{item['drop']:.2f}, {item['flips']}" for item in run["precisions"]}
+        cells = [run["data_set"], suite[run["data_set"]].metrics[0], f"{run['rows']:,}"]
+        cells += [f"{run['metric_of_checkpoint']:.2f}", *(lost.get(column, "-") for column in columns)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _column(item: Row) -> str:
+    return f"{item['precision']}, {item['backend']}{' (emulated)' if item['emulated'] else ''}"
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ rewrites what stands between
     <!-- table:NAME from benchmarks/results/FILE.json -->
     <!-- end -->
 
-where NAME says which table of the results it is: `brief` or `full` of a benchmark report, `finetune` of the runs of
-finetune.py.
+where NAME says which table of the results it is: `brief` or `full` of a benchmark report, `finetune` and
+`precisions` of the runs of the scripts of these names.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import finetune
+import precisions
+from provenance import Row
 
 from bertfast.bench.compare import read_results
 from bertfast.bench.figures import run_line
@@ -28,6 +30,7 @@ from bertfast.bench.report import markdown_table
 from bertfast.errors import DataError, did_you_mean
 
 ROOT = Path(__file__).parent.parent
+SUITE = finetune.read_suite(finetune.SUITE)
 OPENING = "<!-- table:"
 TABLE = re.compile(
     r"(?P<opening><!-- table:(?P<name>\S+) from (?P<source>\S+) -->\n).*?(?P<closing><!-- end -->)", re.DOTALL
@@ -62,20 +65,35 @@ def _of_report(source: Path, *, brief: bool) -> str:
 
 
 def _of_finetuning(source: Path) -> str:
-    suite = finetune.read_suite(finetune.SUITE)
-    runs = finetune.recorded(suite, source)
+    how = "one process after the other; means and sample standard deviations of metrics, medians of seconds."
+    runs = _of_suite(source)
+    seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
+    return f"{finetune.table(SUITE, runs)}\n\n{_machines(runs)}; seeds {seeds}, {how}"
+
+
+def _of_precisions(source: Path) -> str:
+    how = "points of the metric lost, and answers that changed."
+    runs = _of_suite(source)
+    return f"{precisions.table(SUITE, runs)}\n\n{_machines(runs)}; {how}"
+
+
+def _of_suite(source: Path) -> list[Row]:
+    """The runs that were made with the settings of suites/finetune.toml."""
+    runs = finetune.recorded(SUITE, source)
     if not runs:
         raise DataError(f"{source} has no runs with the settings of {finetune.SUITE.name}. Measure again.")
-    machines = "; ".join(sorted({f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores" for run in runs}))
-    seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
-    how = "one process after the other; means and sample standard deviations of metrics, medians of seconds."
-    return f"{finetune.table(suite, runs)}\n\n{machines}; seeds {seeds}, {how}"
+    return runs
+
+
+def _machines(runs: Sequence[Row]) -> str:
+    return "; ".join(sorted({f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores" for run in runs}))
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "brief": partial(_of_report, brief=True),
     "full": partial(_of_report, brief=False),
     "finetune": _of_finetuning,
+    "precisions": _of_precisions,
 }
 
 

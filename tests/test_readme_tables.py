@@ -57,11 +57,35 @@ def test_runs_of_fine_tuning_are_those_of_the_suite(root: Path) -> None:
     assert "All samples: `runs.json`." in made
 
 
+def test_what_each_precision_loses_has_a_column_for_each_runtime(root: Path) -> None:
+    fp8 = {"precision": "fp8", "backend": "onnxruntime", "emulated": True, "drop": 0.456, "flips": 14}
+    bf16 = {"precision": "bf16", "backend": "openvino", "emulated": False, "drop": -0.1, "flips": 2}
+    runs = [
+        {
+            "data_set": name,
+            "settings": finetune.read_suite(finetune.SUITE)[name].model_dump(mode="json"),
+            "hardware": {"cpu": "a CPU", "cores": 2},
+            "rows": 1234,
+            "metric_of_checkpoint": 84.5,
+            "precisions": found,
+        }
+        for name, found in (("sst2", [fp8]), ("wnut17", [bf16, fp8]))
+    ]
+    (root / "results" / "runs.json").write_text(json.dumps({"runs": runs}))
+    made = tables.rewrite(PAGE.replace("brief", "precisions").replace("a.json", "runs.json"), root)
+    assert "| data set | metric | rows | fp32 % | fp8, onnxruntime (emulated) | bf16, openvino |" in made
+    assert "| sst2 | accuracy | 1,234 | 84.50 | 0.46, 14 | - |" in made
+    assert "| wnut17 | f1 | 1,234 | 84.50 | 0.46, 14 | -0.10, 2 |" in made
+
+
 @pytest.mark.parametrize(
     ("page", "why"),
     [
         (PAGE.replace("brief", "finetune").replace("a.json", "runs.json"), "runs.json has no runs with the settings"),
-        (PAGE.replace("brief", "breif"), "table:breif is none of brief, full, finetune. Did you mean 'brief'"),
+        (
+            PAGE.replace("brief", "breif"),
+            "table:breif is none of brief, full, finetune, precisions. Did you mean 'brief'",
+        ),
         (PAGE.replace("a.json", "b.json"), "b.json does not exist"),
         ("<!-- table:brief from results/a.json -->\n", "a table is not of the form"),
         ("<!-- table:brief -->\n<!-- end -->\n", "a table is not of the form"),
