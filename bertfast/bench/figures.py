@@ -12,7 +12,7 @@ from bertfast.bench.scenarios import holds
 from bertfast.bench.uncertainty import Estimate, mcnemar_p, median, paired_ratio, percentile
 
 PHASES = ("tokenize", "upload", "compute", "download", "decode", "other")
-GRID_CAPTION = "Sequences/s of batches of one shape (sequences x tokens), computing alone, without text."
+GRID_CAPTION = "Sequences/s of batches of one shape (sequences x tokens), computing alone, warm, without text."
 
 
 @dataclass(frozen=True)
