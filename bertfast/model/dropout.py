@@ -6,6 +6,7 @@ torch draws one number after the other there, which is a fifth of a small traini
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,13 @@ def keep_scaled(values: Tensor, dropout: float) -> Tensor:
     numbers = words.view(torch.int16)[: values.numel()].view(values.shape)
     first_kept = min(round(dropout * 2**16), 2**16 - 1) - 2**15
     kept = torch.ge(numbers, first_kept, out=torch.empty_like(numbers))
-    integers = _INTEGERS[values.element_size()]
-    scale = torch.tensor(1 / (1 - dropout), dtype=values.dtype).view(integers)
-    return kept.to(integers).mul_(int(scale)).view(values.dtype)
+    return kept.to(_INTEGERS[values.element_size()]).mul_(_scale_bits(dropout, values.dtype)).view(values.dtype)
+
+
+@cache
+def _scale_bits(dropout: float, dtype: torch.dtype) -> int:
+    """The scale of what is kept, as an integer of the same bits."""
+    return int(torch.tensor(1 / (1 - dropout), dtype=dtype).view(_INTEGERS[dtype.itemsize]))
 
 
 def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Tensor, dropout: float) -> Tensor:
@@ -63,6 +68,10 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
         likeness = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
-        wide = torch.float32 if likeness.shape[-1] in _FASTER_IN_FP32 else None
-        probabilities = torch.softmax(likeness, dim=-1, dtype=wide).to(value.dtype)
+        probabilities = softmax(likeness).to(value.dtype)
         return torch.bmm(drop(probabilities, dropout), value).view(batch, heads, *query.shape[1:])
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in fp32 where that is faster."""
+    return torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.shape[-1] in _FASTER_IN_FP32 else None)

@@ -15,6 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast.config import ModelConfig
+from bertfast.model import by_hand
 from bertfast.model.dropout import Dropout, attention_with_dropout, draws_words
 from bertfast.model.padding import Places
 
@@ -40,14 +41,14 @@ class Visibility(NamedTuple):
         cu_seqlens: int32 [K].
         max_seqlen: the most tokens between two boundaries.
         sequence_starts: int64 [N], the first token of each sequence, where a row is not just one with its padding.
-        places: where the tokens stand beside padding, in a batch whose padding was left out.
+        shared: what layers by hand share, for a batch whose padding was left out.
     """
 
     scores: Tensor | None
     cu_seqlens: Tensor | None = None
     max_seqlen: int = 0
     sequence_starts: Tensor | None = None
-    places: Places | None = None
+    shared: by_hand.Shared | None = None
 
 
 class BertEmbeddings(nn.Module):
@@ -83,14 +84,6 @@ class BertSelfAttention(nn.Module):
         if visible.cu_seqlens is not None:
             return self._by_boundaries(query, key, value, visible, first_only)
         assert visible.scores is not None
-        if (places := visible.places) is not None:
-            if first_only:
-                query = self._in_heads(query, len(visible.scores))
-                key, value = places.heads_with_padding(key, value)
-            else:
-                query, key, value = places.heads_with_padding(query, key, value)
-            context = self._attend(query, key, value, visible.scores)
-            return context.reshape(asking.shape) if first_only else places.heads_of_tokens(context)
         packed = visible.sequence_starts is not None
         scores = visible.scores[:, :, visible.sequence_starts] if first_only and packed else visible.scores
         rows = len(hidden_BSH)
@@ -165,13 +158,22 @@ class BertLayer(nn.Module):
         self.output = BertResidual(config.intermediate_size, config)
 
     def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
-        """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H]."""
+        """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H].
+
+        By hand, from rows without padding: [T, H], or [B, H].
+        """
+        if visible.shared is not None:
+            return self._by_hand(hidden_BSH, visible.shared, first_only)
         asking = hidden_BSH
         if first_only:
             starts = visible.sequence_starts
             asking = hidden_BSH[:, :1] if starts is None else hidden_BSH[:, starts]
         attended = self.attention(hidden_BSH, visible, asking)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
+
+    def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool) -> Tensor:
+        attended = by_hand.attention(hidden_TH, shared, first_only, *self.attention.parameters())
+        return by_hand.feed_forward(attended, shared, *self.intermediate.parameters(), *self.output.parameters())
 
 
 class BertEncoder(nn.Module):
@@ -255,13 +257,21 @@ class BertModel(nn.Module):
 
     def _without_padding(self, input_ids: Tensor, mask_BS: Tensor, token_type_ids: Tensor, first_only: bool) -> Tensor:
         """`forward` of a padded batch whose layers see real tokens alone; on padding the hidden states are 0."""
-        places = Places(mask_BS, self.config.num_attention_heads)
-        ids, types = (values.flatten()[places.real_T][None] for values in (input_ids, token_type_ids))
-        hidden = self.embeddings(ids, types, places.real_T[None] % mask_BS.shape[1])
-        scores = (1 - mask_BS)[:, None, None, :].to(hidden.dtype) * MASKED_SCORE
-        visible = Visibility(scores, sequence_starts=places.first_B, places=places)
-        hidden = cast(Tensor, self.encoder(hidden, visible, first_only))
-        return hidden.transpose(0, 1) if first_only else places.with_padding(hidden)
+        config, places = self.config, Places(mask_BS, self.config.num_attention_heads)
+        ids, types = (values.flatten()[places.taken_T][None] for values in (input_ids, token_type_ids))
+        hidden = self.embeddings(ids, types, places.taken_T[None] % mask_BS.shape[1])[0]
+        dtype = _computed_in(hidden)
+        shared = by_hand.Shared(
+            places,
+            ((1 - mask_BS).to(dtype) * MASKED_SCORE).repeat_interleave(places.heads, 0)[:, None],
+            dtype,
+            config.hidden_dropout_prob,
+            config.attention_probs_dropout_prob,
+            by_hand.ACTIVATIONS[config.hidden_act],
+            config.layer_norm_eps,
+        )
+        hidden = self.encoder(hidden, Visibility(None, shared=shared), first_only)
+        return hidden[:, None] if first_only else places.with_padding(hidden)
 
 
 def leaves_padding_out(attention_mask: Tensor) -> bool:

@@ -1,6 +1,6 @@
-"""Training without padding on a CPU: real tokens in one row, laid out with padding for attention alone.
+"""Training without padding on a CPU: a row for each real token, laid out with padding for attention alone.
 
-Shapes: B rows, S tokens, T of all B * S tokens real, A attention heads, D their size.
+Shapes: B sequences of up to S tokens; T rows; A attention heads of size D. Parts are query, key and value, or one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ import torch
 from torch import Tensor
 
 
+def round_up(tokens: int) -> int:
+    """The next of 16 sizes between one power of two and the next; below 128, the next multiple of 8.
+
+    For every number of rows that was not met before oneDNN writes new kernels, which takes longer than the 2% of rows
+    that are added so that it comes back (benchmarks/LOG.md).
+    """
+    step = max(8, 1 << max(0, tokens.bit_length() - 5))
+    return -(-tokens // step) * step
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the real tokens of a padded batch are; its padding stands behind them.
+
+    The first rows are the real tokens, in their order. The others, which round their number up, are nobody's: nothing
+    looks at what becomes of them, and their gradients are 0.
 
     Attributes:
         mask_BS: int64, 1 on real tokens and 0 on padding.
@@ -26,89 +39,90 @@ class Places:
     heads: int
 
     @cached_property
-    def real_T(self) -> Tensor:
-        """int64: the places of the real tokens among all."""
+    def real(self) -> Tensor:
+        """int64: the places of the real tokens among B * S."""
         return self.mask_BS.flatten().nonzero()[:, 0]
 
     @cached_property
-    def padded(self) -> Tensor:
-        """int64 [B * S]: which real token stands there, and T on padding."""
-        numbers = self.mask_BS.flatten().cumsum(0) - 1
-        return torch.where(self.mask_BS.flatten() == 1, numbers, len(self.real_T))
+    def rows(self) -> int:
+        """T"""
+        return round_up(len(self.real))
+
+    @cached_property
+    def taken_T(self) -> Tensor:
+        """int64: the place among B * S that each row has its token from; the first one's for nobody's rows."""
+        return torch.cat([self.real, self.real[:1].expand(self.rows - len(self.real))])
 
     @cached_property
     def first_B(self) -> Tensor:
-        """int64: which real token begins each row."""
+        """int64: the row that begins each sequence."""
         lengths = self.mask_BS.sum(1)
         return lengths.cumsum(0) - lengths
 
     @cached_property
-    def heads_real(self) -> Tensor:
-        """int64 [T * A]: where each head of each real token is among B * A * S."""
-        length = self.mask_BS.shape[1]
-        row, place = self.real_T // length, self.real_T % length
-        return ((row * self.heads)[:, None] + torch.arange(self.heads)).mul_(length).add_(place[:, None]).flatten()
+    def row_BS(self) -> Tensor:
+        """int64: the row of each place, T on padding."""
+        numbers = self.mask_BS.flatten().cumsum(0).view_as(self.mask_BS) - 1
+        return torch.where(self.mask_BS == 1, numbers, self.rows)
 
     @cached_property
-    def heads_padded(self) -> Tensor:
-        """int64 [B * A * S]: which head of a real token stands there, T * A on padding."""
-        padded_B1S = self.padded.view(len(self.mask_BS), 1, -1)
-        numbers = padded_B1S * self.heads + torch.arange(self.heads)[:, None]
-        return torch.where(padded_B1S == len(self.real_T), len(self.real_T) * self.heads, numbers).flatten()
+    def heads_of_rows(self) -> Tensor:
+        """int64 [T, A]: each head's place among B * A * S, and B * A * S for nobody's rows."""
+        batch, length = self.mask_BS.shape
+        first = self.real // length * self.heads * length + self.real % length
+        real = first[:, None] + torch.arange(self.heads) * length
+        nobodys = real.new_full((self.rows - len(real), self.heads), batch * self.heads * length)
+        return torch.cat([real, nobodys])
 
-    def with_padding(self, tokens_1TF: Tensor) -> Tensor:
+    @cached_property
+    def rows_of_heads(self) -> Tensor:
+        """int64 [B * A * S]: the place of each head among T * A, or T * A on padding."""
+        numbers = self.row_BS[:, None] * self.heads + torch.arange(self.heads)[:, None]
+        return numbers.clamp_(max=self.rows * self.heads).flatten()
+
+    @cached_property
+    def rows_of_three(self) -> Tensor:
+        """int64 [3 * B * A * S]: `rows_of_heads` for rows of three parts."""
+        numbers = (self.row_BS * 3)[:, None] * self.heads + torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
+        return numbers.clamp_(max=self.rows * 3 * self.heads).flatten()
+
+    @cached_property
+    def three_of_rows(self) -> Tensor:
+        """int64 [T * 3 * A]: `heads_of_rows` among three parts."""
+        count = self.mask_BS.numel() * self.heads
+        numbers = self.heads_of_rows[:, None] + torch.arange(3)[:, None] * count
+        numbers[len(self.real) :] = 3 * count
+        return numbers.flatten()
+
+    def to_heads(self, rows: Tensor, parts: int) -> Tensor:
+        """Rows [T + 1, parts * A * D], the last of zeros, as [parts, B * A, S, D] with zeros on padding."""
+        there = self.rows_of_three if parts == 3 else self.rows_of_heads
+        batch, length = self.mask_BS.shape
+        found = rows.view((self.rows + 1) * parts * self.heads, -1).index_select(0, there)
+        return found.view(parts, batch * self.heads, length, -1)
+
+    def to_rows(self, heads: Tensor, parts: int) -> Tensor:
+        """[parts * B * A * S + 1, D], the last of zeros, as rows [T, parts * A * D], nobody's of zeros."""
+        back = self.three_of_rows if parts == 3 else self.heads_of_rows.flatten()
+        return heads.index_select(0, back).view(self.rows, -1)
+
+    def with_padding(self, rows_TF: Tensor) -> Tensor:
         """[B, S, F] with zeros on padding."""
-        (padded,) = _spread(self.padded, self.real_T, tokens_1TF[0])
-        return padded.view(*self.mask_BS.shape, -1)
-
-    def heads_with_padding(self, *tokens_1TH: Tensor) -> list[Tensor]:
-        """Each as [B, A, S, D] with zeros on padding."""
-        rows, length = self.mask_BS.shape
-        heads = (tokens.reshape(len(self.heads_real), -1) for tokens in tokens_1TH)
-        return [part.view(rows, self.heads, length, -1) for part in _spread(self.heads_padded, self.heads_real, *heads)]
-
-    def heads_of_tokens(self, heads_BASD: Tensor) -> Tensor:
-        """[1, T, H], without what stands on padding."""
-        collected = _collect(heads_BASD.flatten(0, 2), self.heads_real, self.heads_padded)
-        return collected.view(1, len(self.real_T), -1)
+        return cast(Tensor, _WithPadding.apply(rows_TF, self))  # type: ignore[no-untyped-call]
 
 
-def _spread(there: Tensor, back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    return cast(tuple[Tensor, ...], _Spread.apply(there, back, *values))  # type: ignore[no-untyped-call]
-
-
-def _collect(values: Tensor, there: Tensor, back: Tensor) -> Tensor:
-    return cast(Tensor, _Collect.apply(values, there, back))  # type: ignore[no-untyped-call]
-
-
-def _with_zeros(values: Tensor, places: Tensor) -> Tensor:
-    """Rows of `values` [N, F] by number, where N is a row of zeros."""
-    return torch.cat([values, values.new_zeros(1, values.shape[1])]).index_select(0, places)
-
-
-class _Spread(torch.autograd.Function):
-    """Rows to the places that have one; its gradient is `_Collect`. torch's own would add row by row."""
+class _WithPadding(torch.autograd.Function):
+    """torch's own gradient would add row by row."""
 
     @staticmethod
-    def forward(ctx: Any, there: Tensor, back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(back)
-        return tuple(_with_zeros(part, there) for part in values)
+    def forward(ctx: Any, rows_TF: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        with_zeros = torch.cat([rows_TF, rows_TF.new_zeros(1, rows_TF.shape[1])])
+        return with_zeros.index_select(0, places.row_BS.flatten()).view(*places.row_BS.shape, -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
-        return None, None, *(gradient.index_select(0, back) for gradient in gradients)
-
-
-class _Collect(torch.autograd.Function):
-    """Rows from the places that have one; its gradient is `_Spread`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return values.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return _with_zeros(gradient, back), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        places: Places = ctx.places
+        rows = gradient.new_zeros(places.rows, gradient.shape[-1])
+        rows[: len(places.real)] = gradient.flatten(0, 1).index_select(0, places.real)
+        return rows, None

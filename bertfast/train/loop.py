@@ -23,7 +23,7 @@ from bertfast.train.device import place
 from bertfast.train.diagnosis import Watch, first_bad_parameter
 from bertfast.train.distributed import ALONE, World, gradients_stay_here, spread, whole
 from bertfast.train.loader import prefetched
-from bertfast.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from bertfast.train.optimizer import clip, learning_rate, make_optimizer, set_learning_rate
 from bertfast.train.progress import Meter, RunLog
 from bertfast.train.selection import Best, Criterion, better, given_up
 from bertfast.train.state import Progress, RunDirectory
@@ -231,7 +231,7 @@ def optimizer_step(
             f"{first_bad_parameter(trainer.model)}. The last saved states are kept. Lower learning_rate (now "
             f"{config.learning_rate:g}), or set precision=fp32, and go on with --resume."
         )
-    nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
+    clip(optimizer, parameters, norm, config.max_grad_norm, alone=world.size == 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means, norm.item()

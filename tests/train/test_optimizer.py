@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from bertfast.config import ModelConfig, TrainConfig
 from bertfast.tasks import get_task
 from bertfast.tasks.task import NoSettings
-from bertfast.train.optimizer import Lamb, freeze, learning_rate, make_optimizer, rate_factors, set_learning_rate
+from bertfast.train.optimizer import Lamb, clip, freeze, learning_rate, make_optimizer, rate_factors, set_learning_rate
 
 Array = npt.NDArray[np.float64]
 SHAPES = ((5, 4), (4,), (3, 2), (2,))
@@ -207,3 +207,24 @@ def test_what_is_frozen_is_not_trained(layers: int, trained_layers: set[str], ti
     assert not any("embeddings" in name for name in trained)
     assert {"bert.pooler.dense.weight", "classifier.bias"} <= trained
     assert sum(len(group["params"]) for group in make_optimizer(model, TrainConfig()).param_groups) == len(trained)
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_a_step_is_that_of_clipped_gradients(name: str, max_norm: float) -> None:
+    """AdamW's second step shows it: the first one is the same whatever the gradients' scale."""
+    found = []
+    for alone in (True, False):
+        model = Toy()
+        optimizer = make_optimizer(model, TrainConfig.parse({"optimizer": name, "learning_rate": 0.1}, "settings"))
+        for step, size in enumerate((100.0, 1e-3)):
+            torch.manual_seed(step)
+            loss = size * model(torch.randn(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            parameters = list(model.parameters())
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            clip(optimizer, parameters, norm, max_norm, alone=alone)
+            optimizer.step()
+        found.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-6)

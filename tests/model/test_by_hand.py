@@ -1,0 +1,62 @@
+"""The layers' backward pass written by hand is autograd's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bertfast.config import ModelConfig
+from bertfast.model import encoder
+from bertfast.model.encoder import BertModel
+
+
+def learnt(
+    model: BertModel, by_hand: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch, first_only: bool
+) -> dict[str, Tensor]:
+    """Hidden states and gradients of one sequence of 24 tokens, whose dropout draws the same numbers either way."""
+    monkeypatch.setattr(encoder, "leaves_padding_out", lambda mask: by_hand)
+    model.zero_grad()
+    torch.manual_seed(1)
+    ids = torch.randint(5, model.config.vocab_size, (1, 24))
+    weights = torch.randn(1, 24, model.config.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        hidden = model(ids, torch.ones_like(ids), torch.zeros_like(ids), first_only=first_only)
+    (hidden.float() * weights[:, : hidden.shape[1]]).sum().backward()
+    return {"hidden": hidden.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_every_gradient_is_autograds(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, activation: str, first_only: bool
+) -> None:
+    torch.manual_seed(0)
+    model = BertModel(tiny_config.model_copy(update={"hidden_act": activation})).train()
+    autograds, ours = (learnt(model, how, torch.float32, monkeypatch, first_only) for how in (False, True))
+    assert ours.keys() == autograds.keys()
+    assert len(ours) > 16 * len(model.encoder.layer)
+    for name, expected in autograds.items():
+        assert torch.allclose(ours[name], expected, rtol=1e-4, atol=1e-5), name
+
+
+def test_in_bf16_gradients_stay_as_near_as_autocasts(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = BertModel(tiny_config).train()
+    exact = learnt(model, False, torch.float32, monkeypatch, False)
+    autocasts, ours = (learnt(model, how, torch.bfloat16, monkeypatch, False) for how in (False, True))
+
+    def distance(found: dict[str, Tensor]) -> float:
+        return sum(float((found[name] - tensor).square().sum()) for name, tensor in exact.items()) ** 0.5
+
+    assert 0 < distance(ours) < 1.2 * distance(autocasts)
+
+
+def test_frozen_layers_take_no_gradients_and_pass_none(tiny_config: ModelConfig) -> None:
+    model = BertModel(tiny_config).train()
+    for part in (model.embeddings, model.encoder.layer[0]):
+        part.requires_grad_(False)
+    ids = torch.randint(5, tiny_config.vocab_size, (2, 9))
+    model(ids, torch.ones_like(ids), torch.zeros_like(ids)).square().sum().backward()
+    assert all(parameter.grad is None for parameter in model.encoder.layer[0].parameters())
+    assert all(parameter.grad is not None for parameter in model.encoder.layer[1].parameters())
