@@ -4,8 +4,9 @@ As modules under autocast a layer is some 300 kernels forwards and back, and a t
 copies and the bookkeeping of small tensors (benchmarks/LOG.md). Here query, key and value are one product, what is
 multiplied is cast once, and padding is computed in attention alone.
 
-Shapes: T rows, one a real token (see `Places`), H hidden size; B sequences of up to S tokens, A attention heads,
-D = H / A. Products are computed in `Shared.dtype`; what enters and leaves a half, and LayerNorm, stays in fp32.
+Shapes: T rows, one a real token and some to round their number up (see `Places`), H hidden size; B sequences of up to S
+tokens, A attention heads, D = H / A. Products are computed in `Shared.dtype`; what enters and leaves a half, and
+LayerNorm, stays in fp32. There are no second derivatives.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The tensors one below the other, in another type."""
+    """The tensors one below the other, in `dtype`."""
     return torch.cat(list(tensors), out=torch.empty(0, dtype=dtype))
 
 

@@ -73,5 +73,5 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension, in fp32 where that is faster."""
+    """Over the last dimension, in fp32 and with a result in fp32 where that is faster."""
     return torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.shape[-1] in _FASTER_IN_FP32 else None)

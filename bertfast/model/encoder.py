@@ -6,6 +6,7 @@ packed batch, several sequences: N in all, with K boundaries (see `bertfast.text
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -37,7 +38,7 @@ class Visibility(NamedTuple):
     """Which tokens attend to which: by what is added to their scores, or by the boundaries of the sequences.
 
     Attributes:
-        scores: [B, 1, 1, S] or [B, 1, S, S], or None where the boundaries say it.
+        scores: [B, 1, 1, S] or [B, 1, S, S], or None where the boundaries or `shared` say it.
         cu_seqlens: int32 [K].
         max_seqlen: the most tokens between two boundaries.
         sequence_starts: int64 [N], the first token of each sequence, where a row is not just one with its padding.
@@ -160,7 +161,7 @@ class BertLayer(nn.Module):
     def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
         """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H].
 
-        By hand, from rows without padding: [T, H], or [B, H].
+        By hand, from rows without padding: [T, H], or [B, H]; modules below this one are not called then.
         """
         if visible.shared is not None:
             return self._by_hand(hidden_BSH, visible.shared, first_only)
@@ -172,8 +173,15 @@ class BertLayer(nn.Module):
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
     def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool) -> Tensor:
-        attended = by_hand.attention(hidden_TH, shared, first_only, *self.attention.parameters())
-        return by_hand.feed_forward(attended, shared, *self.intermediate.parameters(), *self.output.parameters())
+        attention, wide, after, end = self.attention.self, self.intermediate.dense, self.attention.output, self.output
+        attending = attention.query, attention.key, attention.value, after.dense, after.LayerNorm
+        attended = by_hand.attention(hidden_TH, shared, first_only, *_parameters(attending))
+        return by_hand.feed_forward(attended, shared, *_parameters((wide, end.dense, end.LayerNorm)))
+
+
+def _parameters(modules: Iterable[nn.Linear | nn.LayerNorm]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from (module.weight, module.bias)
 
 
 class BertEncoder(nn.Module):
@@ -234,13 +242,14 @@ class BertModel(nn.Module):
     ) -> Tensor:
         """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding.
 
-        With `first_only` those of the first tokens, [B, 1, H] or [N, 1, H]: the last layer does nothing for the others,
+        With `first_only` those of the first tokens, [B, 1, H] or [N, 1, H]: the last layer does little for the others,
         which is most of its work. `position_ids`, `cu_seqlens`, `max_seqlen` and `sequence_starts` are a packed
         batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
         plain = cu_seqlens is None and position_ids is None
-        if self.training and plain and leaves_padding_out(attention_mask):
+        in_32_bits = self.embeddings.word_embeddings.weight.dtype is torch.float32
+        if self.training and plain and in_32_bits and leaves_padding_out(attention_mask):
             return self._without_padding(input_ids, attention_mask, token_type_ids, first_only)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0

@@ -121,18 +121,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)
 
 
-def clip(
-    optimizer: Optimizer, parameters: list[nn.Parameter], norm: Tensor, max_norm: float, *, alone: bool
-) -> None:
+def clip(optimizer: Optimizer, parameters: list[nn.Parameter], norm: Tensor, max_norm: float, *, alone: bool) -> None:
     """Have the optimizer's next step see gradients whose norm is `max_norm` at most.
 
-    AdamW on a CPU scales them on its way, as it does for loss scaling, which saves a pass over all of them.
+    Fused AdamW on a CPU scales them on its way, as it does for loss scaling, which saves a pass over all of them. The
+    scale stays until the next call.
 
     Args:
         norm: of all gradients together, a scalar.
-        alone: whether one process has all of every parameter.
+        alone: whether one process trains; parameters are then whole.
     """
-    if alone and norm.device.type == "cpu" and isinstance(optimizer, AdamW):
+    if alone and norm.device.type == "cpu" and optimizer.defaults.get("fused"):
         setattr(optimizer, "grad_scale", (norm / max_norm).clamp(min=1))  # noqa: B010
     else:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
