@@ -12,37 +12,20 @@ LayerNorm, stays in fp32. There are no second derivatives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from bertfast.model.dropout import keep_scaled, softmax
+from bertfast.model.dropout import attention_probabilities, keep_scaled
 from bertfast.model.padding import Places
 
 _aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A function, and its gradient from the gradient of what it gives and from what it was given."""
-
-    function: Callable[[Tensor], Tensor]
-    gradient: Callable[[Tensor, Tensor], Tensor]
-
-
-GELU = Activation(functional.gelu, _aten.gelu_backward)
-TANH_GELU = Activation(
-    lambda values: functional.gelu(values, approximate="tanh"),
-    lambda gradient, values: _aten.gelu_backward(gradient, values, approximate="tanh"),
-)
-RELU = Activation(functional.relu, lambda gradient, values: _aten.threshold_backward(gradient, values, 0))
-ACTIVATIONS = {"gelu": GELU, "gelu_new": TANH_GELU, "gelu_pytorch_tanh": TANH_GELU, "relu": RELU}
 
 
 @dataclass(frozen=True)
@@ -60,7 +43,6 @@ class Shared:
     dtype: torch.dtype
     hidden_dropout: float
     attention_dropout: float
-    activation: Activation
     epsilon: float
 
 
@@ -74,10 +56,10 @@ def attention(hidden_TH: Tensor, shared: Shared, first_only: bool, *parameters: 
         return cast(Tensor, _Attention.apply(hidden_TH, shared, first_only, *parameters))  # type: ignore[no-untyped-call]
 
 
-def feed_forward(hidden_TH: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
-    """Two Linears, residual and LayerNorm; `parameters` are their weights and biases."""
+def feed_forward(hidden_TH: Tensor, shared: Shared, activation: nn.Module, *parameters: Tensor) -> Tensor:
+    """Two Linears with GELU or ReLU between them, residual and LayerNorm; `parameters` are their weights and biases."""
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        return cast(Tensor, _FeedForward.apply(hidden_TH, shared, *parameters))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _FeedForward.apply(hidden_TH, shared, activation, *parameters))  # type: ignore[no-untyped-call]
 
 
 class _Attention(torch.autograd.Function):
@@ -125,12 +107,12 @@ class _Attention(torch.autograd.Function):
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, shared: Shared, activation: nn.Module, *parameters: Tensor) -> Tensor:
         (weight, bias), of_output = parameters[:2], parameters[2:]
         inputs, weight = hidden.to(shared.dtype), weight.to(shared.dtype)
         wide = functional.linear(inputs, weight, bias.to(shared.dtype))
-        output, of_residual = _residual(hidden, shared.activation.function(wide), of_output, shared)
-        ctx.shared = shared
+        output, of_residual = _residual(hidden, activation(wide), of_output, shared)
+        ctx.shared, ctx.activation = shared, activation
         ctx.save_for_backward(inputs, weight, wide, *of_residual)
         return output
 
@@ -140,8 +122,16 @@ class _FeedForward(torch.autograd.Function):
         inputs, weight, wide, *of_residual = ctx.saved_tensors
         d_active = torch.empty_like(wide)
         d_hidden, of_output = _residual_backward(gradient, of_residual, ctx.shared, out=d_active)
-        d_wide = ctx.shared.activation.gradient(d_active, wide)
-        return d_hidden + d_wide @ weight, None, d_wide.t() @ inputs, d_wide.sum(0), *of_output
+        d_wide = _through(ctx.activation, d_active, wide)
+        return d_hidden + d_wide @ weight, None, None, d_wide.t() @ inputs, d_wide.sum(0), *of_output
+
+
+def _through(activation: nn.Module, gradient: Tensor, given: Tensor) -> Tensor:
+    """The gradient of what an activation was given."""
+    if isinstance(activation, nn.GELU):
+        return cast(Tensor, _aten.gelu_backward(gradient, given, approximate=activation.approximate))
+    assert isinstance(activation, nn.ReLU)
+    return cast(Tensor, _aten.threshold_backward(gradient, given, 0))
 
 
 def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -166,8 +156,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, shared: Shared, out: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Write what the queries find into `out`, of their shape; returns what `_attend_backward` needs."""
-    scale = 1 / math.sqrt(query.shape[-1])
-    probabilities = softmax(torch.baddbmm(shared.scores, query, key.transpose(1, 2), alpha=scale))
+    probabilities = attention_probabilities(query, key, shared.scores)
     narrow = probabilities.to(value.dtype)
     kept = keep_scaled(narrow, shared.attention_dropout) if shared.attention_dropout else None
     dropped = narrow if kept is None else narrow * kept

@@ -63,15 +63,15 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
 
     torch's own form with dropout also looks for rows that attend to nothing; ours always attend to something.
     """
-    (batch, heads), scale = query.shape[:2], 1 / math.sqrt(query.shape[-1])
+    batch, heads = query.shape[:2]
     added = scores.expand(batch, heads, -1, -1).flatten(0, 1)
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        likeness = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
-        probabilities = softmax(likeness).to(value.dtype)
+        probabilities = attention_probabilities(query, key, added).to(value.dtype)
         return torch.bmm(drop(probabilities, dropout), value).view(batch, heads, *query.shape[1:])
 
 
-def softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension, in fp32 and with a result in fp32 where that is faster."""
-    return torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.shape[-1] in _FASTER_IN_FP32 else None)
+def attention_probabilities(query: Tensor, key: Tensor, scores: Tensor) -> Tensor:
+    """[N, queries, keys] of queries and keys [N, ., D], with `scores` added; in fp32 where its softmax is faster."""
+    likeness = torch.baddbmm(scores, query, key.transpose(1, 2), alpha=1 / math.sqrt(query.shape[-1]))
+    return torch.softmax(likeness, dim=-1, dtype=torch.float32 if likeness.shape[-1] in _FASTER_IN_FP32 else None)

@@ -173,10 +173,11 @@ class BertLayer(nn.Module):
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
     def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool) -> Tensor:
-        attention, wide, after, end = self.attention.self, self.intermediate.dense, self.attention.output, self.output
-        attending = attention.query, attention.key, attention.value, after.dense, after.LayerNorm
-        attended = by_hand.attention(hidden_TH, shared, first_only, *_parameters(attending))
-        return by_hand.feed_forward(attended, shared, *_parameters((wide, end.dense, end.LayerNorm)))
+        heads, after = self.attention.self, self.attention.output
+        of_attention = _parameters((heads.query, heads.key, heads.value, after.dense, after.LayerNorm))
+        attended = by_hand.attention(hidden_TH, shared, first_only, *of_attention)
+        of_end = _parameters((self.intermediate.dense, self.output.dense, self.output.LayerNorm))
+        return by_hand.feed_forward(attended, shared, self.intermediate.activation, *of_end)
 
 
 def _parameters(modules: Iterable[nn.Linear | nn.LayerNorm]) -> Iterator[Tensor]:
@@ -248,8 +249,8 @@ class BertModel(nn.Module):
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
         plain = cu_seqlens is None and position_ids is None
-        in_32_bits = self.embeddings.word_embeddings.weight.dtype is torch.float32
-        if self.training and plain and in_32_bits and leaves_padding_out(attention_mask):
+        dtype = self.embeddings.word_embeddings.weight.dtype
+        if self.training and plain and leaves_padding_out(attention_mask, dtype):
             return self._without_padding(input_ids, attention_mask, token_type_ids, first_only)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -276,18 +277,17 @@ class BertModel(nn.Module):
             dtype,
             config.hidden_dropout_prob,
             config.attention_probs_dropout_prob,
-            by_hand.ACTIVATIONS[config.hidden_act],
             config.layer_norm_eps,
         )
         hidden = self.encoder(hidden, Visibility(None, shared=shared), first_only)
         return hidden[:, None] if first_only else places.with_padding(hidden)
 
 
-def leaves_padding_out(attention_mask: Tensor) -> bool:
-    """Whether the layers are spared a batch's padding in training: eagerly, on a CPU, which needs no fixed shapes, and
-    where no row is nothing but padding."""
+def leaves_padding_out(attention_mask: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the layers are spared a batch's padding in training: eagerly, on a CPU, which needs no fixed shapes, with
+    weights in fp32, and where no row is nothing but padding."""
     eager_on_cpu = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return eager_on_cpu and bool(attention_mask.any(1).all())
+    return eager_on_cpu and dtype is torch.float32 and bool(attention_mask.any(1).all())
 
 
 def checkpoint_gradients(model: nn.Module, wanted: bool) -> None:

@@ -66,44 +66,33 @@ class Places:
         return torch.where(self.mask_BS == 1, numbers, self.rows)
 
     @cached_property
-    def heads_of_rows(self) -> Tensor:
-        """int64 [T, A]: each head's place among B * A * S, and B * A * S for nobody's rows."""
-        batch, length = self.mask_BS.shape
-        first = self.real // length * self.heads * length + self.real % length
-        real = first[:, None] + torch.arange(self.heads) * length
-        nobodys = real.new_full((self.rows - len(real), self.heads), batch * self.heads * length)
-        return torch.cat([real, nobodys])
+    def _of_one(self) -> tuple[Tensor, Tensor]:
+        return self._there_and_back(1)
 
     @cached_property
-    def rows_of_heads(self) -> Tensor:
-        """int64 [B * A * S]: the place of each head among T * A, or T * A on padding."""
-        numbers = self.row_BS[:, None] * self.heads + torch.arange(self.heads)[:, None]
-        return numbers.clamp_(max=self.rows * self.heads).flatten()
+    def _of_three(self) -> tuple[Tensor, Tensor]:
+        return self._there_and_back(3)
 
-    @cached_property
-    def rows_of_three(self) -> Tensor:
-        """int64 [3 * B * A * S]: `rows_of_heads` for rows of three parts."""
-        numbers = (self.row_BS * 3)[:, None] * self.heads + torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
-        return numbers.clamp_(max=self.rows * 3 * self.heads).flatten()
-
-    @cached_property
-    def three_of_rows(self) -> Tensor:
-        """int64 [T * 3 * A]: `heads_of_rows` among three parts."""
-        count = self.mask_BS.numel() * self.heads
-        numbers = self.heads_of_rows[:, None] + torch.arange(3)[:, None] * count
-        numbers[len(self.real) :] = 3 * count
-        return numbers.flatten()
+    def _there_and_back(self, parts: int) -> tuple[Tensor, Tensor]:
+        """int64 [parts * B * A * S], where each head is among T * parts * A, behind them on padding; and int64
+        [T * parts * A], where each is among parts * B * A * S, behind them for nobody's rows."""
+        (batch, length), heads, part = self.mask_BS.shape, torch.arange(self.heads), torch.arange(parts)[:, None]
+        there = (self.row_BS * parts)[:, None] * self.heads + (part * self.heads + heads).view(parts, 1, -1, 1)
+        sequence, place = (self.real // length)[:, None, None], (self.real % length)[:, None, None]
+        back = ((part * batch + sequence) * self.heads + heads) * length + place
+        nobodys = back.new_full((self.rows - len(back), *back.shape[1:]), there.numel())
+        return there.clamp_(max=self.rows * parts * self.heads).flatten(), torch.cat([back, nobodys]).flatten()
 
     def to_heads(self, rows: Tensor, parts: int) -> Tensor:
         """Rows [T + 1, parts * A * D], the last of zeros, as [parts, B * A, S, D] with zeros on padding."""
-        there = self.rows_of_three if parts == 3 else self.rows_of_heads
+        there, _ = self._of_three if parts == 3 else self._of_one
         batch, length = self.mask_BS.shape
         found = rows.view((self.rows + 1) * parts * self.heads, -1).index_select(0, there)
         return found.view(parts, batch * self.heads, length, -1)
 
     def to_rows(self, heads: Tensor, parts: int) -> Tensor:
         """[parts * B * A * S + 1, D], the last of zeros, as rows [T, parts * A * D], nobody's of zeros."""
-        back = self.three_of_rows if parts == 3 else self.heads_of_rows.flatten()
+        _, back = self._of_three if parts == 3 else self._of_one
         return heads.index_select(0, back).view(self.rows, -1)
 
     def with_padding(self, rows_TF: Tensor) -> Tensor:

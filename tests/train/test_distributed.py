@@ -110,6 +110,17 @@ def test_a_run_cut_over_two_processes_goes_on_in_one(corpus: Corpus, alone: Path
     assert_same_run(out, alone)
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_rows_with_padding_teach_two_processes_what_packed_ones_teach_one(
+    corpus: Corpus, alone: Path, tmp_path: Path, sharding: str
+) -> None:
+    """Whose layers' gradients are written by hand (`model/by_hand.py`)."""
+    out = tmp_path / "model"
+    padded = CONFIG.model_copy(update={"packing": False, "sharding": sharding})
+    run(command(corpus, out, 2, padded))
+    assert_same_run(out, alone)
+
+
 def test_ranks_may_have_unequal_numbers_of_micro_batches(corpus: Corpus) -> None:
     """What the runs above are to get through."""
     training, _ = split_documents(corpus, CONFIG.heldout_fraction, CONFIG.seed)
