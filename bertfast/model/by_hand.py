@@ -4,15 +4,17 @@ As modules under autocast a layer is some 300 kernels forwards and back, and a t
 copies and the bookkeeping of small tensors (benchmarks/LOG.md). Here query, key and value are one product, what is
 multiplied is cast once, and padding is computed in attention alone.
 
-Shapes: T rows, one a real token and some to round their number up (see `Places`), H hidden size; B sequences of up to S
-tokens, A attention heads, D = H / A. Products are computed in `Shared.dtype`; what enters and leaves a half, and
-LayerNorm, stays in fp32. There are no second derivatives.
+The last layer is computed for what is asked of it alone. Where that is each sequence's first token, no key and no value
+is made: with one query a sequence it takes fewer products to bring the query to the inputs than all inputs to it.
+
+Shapes: T rows, one a real token and some to round their number up (see `Places`), N of them asked for, H hidden size; B
+sequences of up to S tokens, A attention heads, D = H / A. Products are computed in `Shared.dtype`; what enters and
+leaves a half, and LayerNorm, stays in fp32. There are no second derivatives.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
@@ -34,26 +36,35 @@ class Shared:
 
     Attributes:
         scores: [B * A, 1, S] in `dtype`, what is added to each key's score.
+        scale: what scores are multiplied by before, 1 / sqrt(D).
         dtype: of the matrix products.
         epsilon: of LayerNorm.
     """
 
     places: Places
     scores: Tensor
+    scale: float
     dtype: torch.dtype
     hidden_dropout: float
     attention_dropout: float
     epsilon: float
 
 
-def attention(hidden_TH: Tensor, shared: Shared, first_only: bool, *parameters: Tensor) -> Tensor:
-    """Self-attention, a Linear, residual and LayerNorm: [T, H], or [B, H] of the first tokens alone.
+def attention(hidden_TH: Tensor, shared: Shared, asked_N: Tensor | None, *parameters: Tensor) -> Tensor:
+    """Self-attention, a Linear, residual and LayerNorm: [T, H], or [N, H] of the rows that are asked for.
 
     Args:
+        asked_N: int64, rows; where a row comes again, nothing may be learnt from its repetition.
         parameters: weight and bias of query, key, value, the Linear and LayerNorm.
     """
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        return cast(Tensor, _Attention.apply(hidden_TH, shared, first_only, *parameters))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Attention.apply(hidden_TH, shared, asked_N, *parameters))  # type: ignore[no-untyped-call]
+
+
+def attention_of_first(hidden_TH: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
+    """`attention` for the first token of each sequence: [B, H]."""
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        return cast(Tensor, _AttentionOfFirst.apply(hidden_TH, shared, *parameters))  # type: ignore[no-untyped-call]
 
 
 def feed_forward(hidden_TH: Tensor, shared: Shared, activation: nn.Module, *parameters: Tensor) -> Tensor:
@@ -64,45 +75,100 @@ def feed_forward(hidden_TH: Tensor, shared: Shared, activation: nn.Module, *para
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, shared: Shared, first_only: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, shared: Shared, asked: Tensor | None, *parameters: Tensor) -> Tensor:
         projections, of_output = parameters[:6], parameters[6:]
         weights, biases = (_joined(tensors, shared.dtype) for tensors in (projections[::2], projections[1::2]))
         places, inputs = shared.places, hidden.to(shared.dtype)
         rows = _and_zeros(inputs, len(inputs), len(weights))
         torch.addmm(biases, inputs, weights.t(), out=rows[:-1])
         heads = places.to_heads(rows, parts=3)
-        query, key, value = _asked(heads, first_only)
-        flat = _and_zeros(inputs, query.shape[:2].numel(), query.shape[2])
+        flat = _and_zeros(inputs, heads.shape[1:3].numel(), heads.shape[-1])
+        query, key, value = heads.unbind()
         of_attention = _attend(query, key, value, shared, out=flat[:-1].view(query.shape))
-        context = flat[:-1].view(-1, hidden.shape[1]) if first_only else places.to_rows(flat, parts=1)
-        asking = hidden[places.first_B] if first_only else hidden
+        context, asking = places.to_rows(flat, parts=1), hidden
+        if asked is not None:
+            context, asking = context.index_select(0, asked), hidden.index_select(0, asked)
         output, of_residual = _residual(asking, context, of_output, shared)
-        ctx.shared, ctx.first_only = shared, first_only
+        ctx.shared, ctx.asked = shared, asked
         ctx.save_for_backward(inputs, weights, heads, *of_attention, *of_residual)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        shared, first_only, places = ctx.shared, ctx.first_only, ctx.shared.places
-        inputs, weights, heads, probabilities, kept, dropped, *of_residual = ctx.saved_tensors
-        rows = _and_zeros(inputs, len(gradient), inputs.shape[1])
-        d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=rows[:-1])
-        d_attended = rows[:-1].view_as(heads[0, :, :1]) if first_only else places.to_heads(rows, parts=1)[0]
+        shared, asked, places = ctx.shared, ctx.asked, ctx.shared.places
+        inputs, weights, heads, *saved = ctx.saved_tensors
+        of_attention, of_residual = saved[:3], saved[3:]
+        rows = _and_zeros(inputs, *inputs.shape)
+        d_context = rows[:-1] if asked is None else inputs.new_empty(gradient.shape)
+        d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=d_context)
+        if asked is not None:
+            rows.zero_().index_add_(0, asked, d_context)
         flat = _and_zeros(heads, heads[..., 0].numel(), heads.shape[-1])
-        d_heads = flat[:-1].view_as(heads)
-        if first_only:
-            d_heads[0] = 0
-        of_attention = probabilities, kept, dropped
-        _attend_backward(d_attended, _asked(heads, first_only), of_attention, _asked(d_heads, first_only))
+        _attend_backward(places.to_heads(rows, parts=1)[0], heads, of_attention, shared, out=flat[:-1].view_as(heads))
         d_rows = places.to_rows(flat, parts=3)
         d_hidden = (d_rows @ weights).to(gradient.dtype)
-        if first_only:
-            d_hidden[places.first_B] += d_asking
-        else:
+        if asked is None:
             d_hidden += d_asking
+        else:
+            d_hidden.index_add_(0, asked, d_asking)
         of_projections = zip((d_rows.t() @ inputs).chunk(3), d_rows.sum(0).chunk(3), strict=True)
         return d_hidden, None, None, *chain(*of_projections), *of_output
+
+
+class _AttentionOfFirst(torch.autograd.Function):
+    """Each head's query goes through its part of the keys' weight and is likened to the inputs themselves; what it
+    finds there goes through the values' weight. The keys' bias adds the same to all of a query's scores: nothing.
+
+    For T * H * H multiplications of a projection of all rows there are B * H * H and T * A * H.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
+        query, query_bias, key, _, value, value_bias = (parameter.to(shared.dtype) for parameter in parameters[:6])
+        rows = _and_zeros(query, *hidden.shape)
+        rows[:-1] = hidden
+        inputs, first = shared.places.to_padded(rows), rows.index_select(0, shared.places.first_B)
+        key, value = (_of_heads(weight, shared) for weight in (key, value))
+        queries = _in_heads(functional.linear(first, query, query_bias), shared)
+        sought = torch.bmm(queries, key).transpose(0, 1).contiguous()
+        found = torch.empty_like(sought)
+        of_attention = _attend(sought, inputs, inputs, shared, out=found)
+        context = torch.bmm(found.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1)
+        kept = of_attention[-1].sum(-1, keepdim=True)
+        context = torch.addcmul(context, kept, value_bias.view(context.shape[1:]))
+        output, of_residual = _residual(hidden[shared.places.first_B], context.flatten(1), parameters[6:], shared)
+        ctx.shared = shared
+        of_inputs = inputs, first, queries, sought, found, kept
+        ctx.save_for_backward(query, key, value, value_bias, *of_inputs, *of_attention, *of_residual)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        shared, places = ctx.shared, ctx.shared.places
+        query, key, value, value_bias, inputs, first, queries, sought, found, kept, *saved = ctx.saved_tensors
+        of_attention, of_residual = saved[:3], saved[3:]
+        d_context = torch.empty_like(first)
+        d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=d_context)
+        by_head = _in_heads(d_context, shared)
+        d_value = torch.bmm(by_head.transpose(1, 2), found.transpose(0, 1)).view_as(query)
+        by_sequence = by_head.transpose(0, 1)
+        d_value_bias = (kept * by_sequence).sum(0).flatten()
+        d_kept = (by_sequence * value_bias.view(by_sequence.shape[1:])).sum(-1, keepdim=True)
+        d_found = torch.bmm(by_head, value).transpose(0, 1).contiguous()
+        d_sought, flat = torch.empty_like(sought), _and_zeros(inputs, inputs[..., 0].numel(), inputs.shape[-1])
+        of_keys, of_values = torch.empty_like(inputs), flat[:-1].view_as(inputs)
+        heads, d_heads = (sought, inputs, inputs), (d_sought, of_keys, of_values)
+        _attend_backward(d_found, heads, of_attention, shared, d_heads, of_dropped=d_kept)
+        of_values += of_keys
+        d_hidden = places.from_padded(flat).to(gradient.dtype)
+        d_sought = d_sought.transpose(0, 1)
+        d_key = torch.bmm(queries.transpose(1, 2), d_sought).view_as(query)
+        d_queries = torch.bmm(d_sought, key.transpose(1, 2)).transpose(0, 1).flatten(1)
+        d_hidden[places.first_B] += d_asking + d_queries @ query
+        of_projections = d_queries.t() @ first, d_queries.sum(0), d_key, torch.zeros_like(d_value_bias), d_value
+        return d_hidden, None, *of_projections, d_value_bias, *of_output
 
 
 class _FeedForward(torch.autograd.Function):
@@ -146,17 +212,25 @@ def _and_zeros(like: Tensor, rows: int, columns: int) -> Tensor:
     return values
 
 
-def _asked(heads: Tensor, first_only: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value [B * A, S, D], with `first_only` queries [B * A, 1, D]."""
-    query, key, value = heads.unbind()
-    return query[:, :1] if first_only else query, key, value
+def _of_heads(weight: Tensor, shared: Shared) -> Tensor:
+    """A projection's weight as the part of each head, [A, D, H]."""
+    return weight.view(shared.places.heads, -1, weight.shape[1])
+
+
+def _in_heads(rows: Tensor, shared: Shared) -> Tensor:
+    """[B, H] as [A, B, D]"""
+    return rows.view(len(rows), shared.places.heads, -1).transpose(0, 1)
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, shared: Shared, out: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Write what the queries find into `out`, of their shape; returns what `_attend_backward` needs."""
-    probabilities = attention_probabilities(query, key, shared.scores)
+    """Write what the queries find into `out`, of their shape; returns what `_attend_backward` needs.
+
+    The leading dimension is B * A, or B where the heads of a sequence share keys and values.
+    """
+    scores = shared.scores.view(len(query), -1, key.shape[1])
+    probabilities = attention_probabilities(query, key, scores, shared.scale)
     narrow = probabilities.to(value.dtype)
     kept = keep_scaled(narrow, shared.attention_dropout) if shared.attention_dropout else None
     dropped = narrow if kept is None else narrow * kept
@@ -165,20 +239,26 @@ def _attend(
 
 
 def _attend_backward(
-    gradient: Tensor, heads: Sequence[Tensor], saved: tuple[Tensor, Tensor | None, Tensor], out: Sequence[Tensor]
+    gradient: Tensor,
+    heads: Iterable[Tensor],
+    saved: Sequence[Tensor],
+    shared: Shared,
+    out: Iterable[Tensor],
+    of_dropped: Tensor | None = None,
 ) -> None:
-    """Write the gradients of query, key and value into `out`."""
+    """Write the gradients of query, key and value into `out`; `of_dropped` is what else reaches the probabilities."""
     (query, key, value), (d_query, d_key, d_value) = heads, out
     probabilities, kept, dropped = saved
-    scale = 1 / math.sqrt(query.shape[-1])
     torch.bmm(dropped.transpose(1, 2), gradient, out=d_value)
     d_probabilities = torch.bmm(gradient, value.transpose(1, 2))
+    if of_dropped is not None:
+        d_probabilities += of_dropped
     if kept is not None:
         d_probabilities *= kept
     wide = probabilities.dtype
     d_likeness = _aten._softmax_backward_data(d_probabilities.to(wide), probabilities, -1, wide).to(query.dtype)
-    torch.baddbmm(d_query, d_likeness, key, beta=0, alpha=scale, out=d_query)
-    torch.baddbmm(d_key, d_likeness.transpose(1, 2), query, beta=0, alpha=scale, out=d_key)
+    torch.baddbmm(d_query, d_likeness, key, beta=0, alpha=shared.scale, out=d_query)
+    torch.baddbmm(d_key, d_likeness.transpose(1, 2), query, beta=0, alpha=shared.scale, out=d_key)
 
 
 def _residual(

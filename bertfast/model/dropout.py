@@ -67,11 +67,11 @@ def attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, scores: Te
     added = scores.expand(batch, heads, -1, -1).flatten(0, 1)
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        probabilities = attention_probabilities(query, key, added).to(value.dtype)
+        probabilities = attention_probabilities(query, key, added, 1 / math.sqrt(query.shape[-1])).to(value.dtype)
         return torch.bmm(drop(probabilities, dropout), value).view(batch, heads, *query.shape[1:])
 
 
-def attention_probabilities(query: Tensor, key: Tensor, scores: Tensor) -> Tensor:
+def attention_probabilities(query: Tensor, key: Tensor, scores: Tensor, scale: float) -> Tensor:
     """[N, queries, keys] of queries and keys [N, ., D], with `scores` added; in fp32 where its softmax is faster."""
-    likeness = torch.baddbmm(scores, query, key.transpose(1, 2), alpha=1 / math.sqrt(query.shape[-1]))
+    likeness = torch.baddbmm(scores, query, key.transpose(1, 2), alpha=scale)
     return torch.softmax(likeness, dim=-1, dtype=torch.float32 if likeness.shape[-1] in _FASTER_IN_FP32 else None)

@@ -6,6 +6,7 @@ packed batch, several sequences: N in all, with K boundaries (see `bertfast.text
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
@@ -158,13 +159,16 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidual(config.intermediate_size, config)
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
+    def forward(
+        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Tensor | None = None
+    ) -> Tensor:
         """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H].
 
-        By hand, from rows without padding: [T, H], or [B, H]; modules below this one are not called then.
+        By hand, from rows without padding: [T, H], or [B, H], or of the rows `asked` for alone; modules below this one
+        are not called then.
         """
         if visible.shared is not None:
-            return self._by_hand(hidden_BSH, visible.shared, first_only)
+            return self._by_hand(hidden_BSH, visible.shared, first_only, asked)
         asking = hidden_BSH
         if first_only:
             starts = visible.sequence_starts
@@ -172,10 +176,13 @@ class BertLayer(nn.Module):
         attended = self.attention(hidden_BSH, visible, asking)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
-    def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool) -> Tensor:
+    def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool, asked: Tensor | None) -> Tensor:
         heads, after = self.attention.self, self.attention.output
         of_attention = _parameters((heads.query, heads.key, heads.value, after.dense, after.LayerNorm))
-        attended = by_hand.attention(hidden_TH, shared, first_only, *of_attention)
+        if first_only:
+            attended = by_hand.attention_of_first(hidden_TH, shared, *of_attention)
+        else:
+            attended = by_hand.attention(hidden_TH, shared, asked, *of_attention)
         of_end = _parameters((self.intermediate.dense, self.output.dense, self.output.LayerNorm))
         return by_hand.feed_forward(attended, shared, self.intermediate.activation, *of_end)
 
@@ -198,10 +205,12 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False) -> Tensor:
+    def forward(
+        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Tensor | None = None
+    ) -> Tensor:
         last = len(self.layer) - 1
         for number, layer in enumerate(self.layer):
-            inputs = hidden_BSH, visible, first_only and number == last
+            inputs = hidden_BSH, visible, first_only and number == last, asked if number == last else None
             again = self.gradient_checkpointing and self.training
             hidden_BSH = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return hidden_BSH
@@ -240,18 +249,21 @@ class BertModel(nn.Module):
         max_seqlen: int = 0,
         sequence_starts: Tensor | None = None,
         first_only: bool = False,
+        asked_BS: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, S, H] of int64 [B, S] inputs; `attention_mask` is 1 on real tokens and 0 on padding.
 
         With `first_only` those of the first tokens, [B, 1, H] or [N, 1, H]: the last layer does little for the others,
         which is most of its work. `position_ids`, `cu_seqlens`, `max_seqlen` and `sequence_starts` are a packed
         batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
+        `asked_BS` (bool) says which real tokens' hidden states are wanted; those of others may be 0, which spares the
+        last layer.
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
         plain = cu_seqlens is None and position_ids is None
         dtype = self.embeddings.word_embeddings.weight.dtype
         if self.training and plain and leaves_padding_out(attention_mask, dtype):
-            return self._without_padding(input_ids, attention_mask, token_type_ids, first_only)
+            return self._without_padding(input_ids, attention_mask, token_type_ids, first_only, asked_BS)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if cu_seqlens is None:
@@ -265,7 +277,9 @@ class BertModel(nn.Module):
         hidden = cast(Tensor, self.encoder(hidden, visible, first_only))
         return hidden.transpose(0, 1) if first_only and cu_seqlens is not None else hidden
 
-    def _without_padding(self, input_ids: Tensor, mask_BS: Tensor, token_type_ids: Tensor, first_only: bool) -> Tensor:
+    def _without_padding(
+        self, input_ids: Tensor, mask_BS: Tensor, token_type_ids: Tensor, first_only: bool, asked_BS: Tensor | None
+    ) -> Tensor:
         """`forward` of a padded batch whose layers see real tokens alone; on padding the hidden states are 0."""
         config, places = self.config, Places(mask_BS, self.config.num_attention_heads)
         ids, types = (values.flatten()[places.taken_T][None] for values in (input_ids, token_type_ids))
@@ -274,13 +288,17 @@ class BertModel(nn.Module):
         shared = by_hand.Shared(
             places,
             ((1 - mask_BS).to(dtype) * MASKED_SCORE).repeat_interleave(places.heads, 0)[:, None],
+            1 / math.sqrt(config.head_size),
             dtype,
             config.hidden_dropout_prob,
             config.attention_probs_dropout_prob,
             config.layer_norm_eps,
         )
-        hidden = self.encoder(hidden, Visibility(None, shared=shared), first_only)
-        return hidden[:, None] if first_only else places.with_padding(hidden)
+        if first_only:
+            return cast(Tensor, self.encoder(hidden, Visibility(None, shared=shared), first_only=True))[:, None]
+        asked = places if asked_BS is None else Places(asked_BS.long(), places.heads)
+        rows_asked = None if asked is places else places.row_BS.flatten()[asked.taken_T]
+        return asked.with_padding(self.encoder(hidden, Visibility(None, shared=shared), asked=rows_asked))
 
 
 def leaves_padding_out(attention_mask: Tensor, dtype: torch.dtype) -> bool:

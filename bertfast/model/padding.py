@@ -25,7 +25,7 @@ def round_up(tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the real tokens of a padded batch are; its padding stands behind them.
+    """Where the real tokens of a padded batch are (or some of them: then all others are its padding).
 
     The first rows are the real tokens, in their order. The others, which round their number up, are nobody's: nothing
     looks at what becomes of them, and their gradients are 0.
@@ -95,6 +95,15 @@ class Places:
         _, back = self._of_three if parts == 3 else self._of_one
         return heads.index_select(0, back).view(self.rows, -1)
 
+    def to_padded(self, rows: Tensor) -> Tensor:
+        """Rows [T + 1, F], the last of zeros, as [B, S, F] with zeros on padding."""
+        return rows.index_select(0, self.row_BS.flatten()).view(*self.mask_BS.shape, -1)
+
+    def from_padded(self, padded: Tensor) -> Tensor:
+        """[B * S + 1, F], the last of zeros, as rows [T, F], nobody's of zeros."""
+        nobodys = self.real.new_full((self.rows - len(self.real),), self.mask_BS.numel())
+        return padded.index_select(0, torch.cat([self.real, nobodys]))
+
     def with_padding(self, rows_TF: Tensor) -> Tensor:
         """[B, S, F] with zeros on padding."""
         return cast(Tensor, _WithPadding.apply(rows_TF, self))  # type: ignore[no-untyped-call]
@@ -106,8 +115,7 @@ class _WithPadding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_TF: Tensor, places: Places) -> Tensor:
         ctx.places = places
-        with_zeros = torch.cat([rows_TF, rows_TF.new_zeros(1, rows_TF.shape[1])])
-        return with_zeros.index_select(0, places.row_BS.flatten()).view(*places.row_BS.shape, -1)
+        return places.to_padded(torch.cat([rows_TF, rows_TF.new_zeros(1, rows_TF.shape[1])]))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -21,7 +21,6 @@ from bertfast.tasks.task import (
     Targets,
     Task,
     as_given,
-    plain_forward,
     take_all,
 )
 from bertfast.text.batch import IGNORE_INDEX, Features
@@ -199,6 +198,11 @@ def build(config: ModelConfig, num_labels: int, settings: Config) -> nn.Module:
     return model
 
 
+def forward(model: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The module's outputs where there are labels; of other tokens nothing is learnt."""
+    return model(**inputs, asked_BS=targets["labels"] != IGNORE_INDEX)  # type: ignore[no-any-return]
+
+
 def losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], settings: Config) -> dict[str, Tensor]:
     from torch.nn.functional import cross_entropy
 
@@ -233,7 +237,7 @@ TAG = Task(
     score=score,
     features=features,
     build=build,
-    forward=plain_forward,
+    forward=forward,
     losses=losses,
     correct=correct,
     counts=counts,

@@ -58,6 +58,9 @@ def test_tokens_go_to_their_places_and_gradients_back(lengths: list[int]) -> Non
     padded = places.with_padding(rows)
     assert torch.equal(padded[mask == 1], rows[: sum(lengths)])
     assert not padded[mask == 0].any()
+    back = places.from_padded(torch.cat([padded.flatten(0, 1), padded.new_zeros(1, 4)]))
+    assert torch.equal(back[: sum(lengths)], rows[: sum(lengths)])
+    assert not back[sum(lengths) :].any()
     assert torch.equal(rows[places.first_B], padded[:, 0])
     weights = torch.randn(*mask.shape, 4, dtype=torch.float64)
     (padded * weights).sum().backward()
@@ -113,3 +116,32 @@ def test_layers_see_real_tokens_and_few_rows_more_in_training(tiny_config: Model
     model.train()(ids, mask, torch.zeros_like(ids))
     model.eval()(ids, mask, torch.zeros_like(ids))
     assert seen == [round_up(25), 57]
+
+
+@pytest.mark.parametrize("asked", ["some", "all", "one", "none"])
+def test_of_what_is_asked_for_a_model_learns_the_same(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Hidden states and gradients are those of a model whose other hidden states are left out of the loss."""
+    torch.manual_seed(0)
+    model = BertModel(tiny_config.model_copy(update=STILL)).train()
+    mask = ragged([11, 1, 7])
+    wanted = mask == 1
+    if asked != "all":
+        wanted = wanted & (torch.rand(mask.shape) < (0.5 if asked == "some" else 0))
+    wanted[2, 3] |= asked == "one"
+    ids, types = torch.randint(5, tiny_config.vocab_size, mask.shape), torch.randint(0, 2, mask.shape)
+    weights = torch.randn(*mask.shape, tiny_config.hidden_size) * wanted[..., None]
+    found = {}
+    for by_hand in (False, True):
+        monkeypatch.setattr(encoder, "leaves_padding_out", lambda *_, by_hand=by_hand: by_hand)
+        model.zero_grad()
+        hidden = model(ids, mask, types, asked_BS=wanted)
+        (hidden * weights).sum().backward()
+        found[by_hand] = hidden.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    (expected, expected_gradients), (hidden, gradients) = found[False], found[True]
+    assert torch.allclose(hidden[wanted], expected[wanted], atol=1e-5)
+    assert not hidden[~wanted].any()
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(gradients[name], gradient, rtol=1e-4, atol=1e-5), name
