@@ -4,8 +4,9 @@ As modules under autocast a layer is some 300 kernels forwards and back, and a t
 copies and the bookkeeping of small tensors (benchmarks/LOG.md). Here query, key and value are one product, what is
 multiplied is cast once, and padding is computed in attention alone.
 
-The last layer is computed for what is asked of it alone. Where that is each sequence's first token, no key and no value
-is made: with one query a sequence it takes fewer products to bring the query to the inputs than all inputs to it.
+What follows attention in the last layer is computed for the tokens that are asked for alone. Where those are first
+tokens, no key and no value is made: with one query a sequence it takes fewer products to bring the query to the inputs
+than all inputs to it.
 
 Shapes: T rows, one a real token and some to round their number up (see `Places`), N of them asked for, H hidden size; B
 sequences of up to S tokens, A attention heads, D = H / A. Products are computed in `Shared.dtype`; what enters and
@@ -25,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from bertfast.model.dropout import attention_probabilities, keep_scaled
-from bertfast.model.padding import Places
+from bertfast.model.padding import Chosen, Places
 
 _aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ class Shared:
 
     Attributes:
         scores: [B * A, 1, S] in `dtype`, what is added to each key's score.
-        scale: what scores are multiplied by before, 1 / sqrt(D).
+        scale: of the products of queries and keys, 1 / sqrt(D).
         dtype: of the matrix products.
         epsilon: of LayerNorm.
     """
@@ -50,15 +51,14 @@ class Shared:
     epsilon: float
 
 
-def attention(hidden_TH: Tensor, shared: Shared, asked_N: Tensor | None, *parameters: Tensor) -> Tensor:
+def attention(hidden_TH: Tensor, shared: Shared, asked: Chosen | None, *parameters: Tensor) -> Tensor:
     """Self-attention, a Linear, residual and LayerNorm: [T, H], or [N, H] of the rows that are asked for.
 
     Args:
-        asked_N: int64, rows; where a row comes again, nothing may be learnt from its repetition.
         parameters: weight and bias of query, key, value, the Linear and LayerNorm.
     """
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        return cast(Tensor, _Attention.apply(hidden_TH, shared, asked_N, *parameters))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Attention.apply(hidden_TH, shared, asked, *parameters))  # type: ignore[no-untyped-call]
 
 
 def attention_of_first(hidden_TH: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def feed_forward(hidden_TH: Tensor, shared: Shared, activation: nn.Module, *para
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, shared: Shared, asked: Tensor | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, shared: Shared, asked: Chosen | None, *parameters: Tensor) -> Tensor:
         projections, of_output = parameters[:6], parameters[6:]
         weights, biases = (_joined(tensors, shared.dtype) for tensors in (projections[::2], projections[1::2]))
         places, inputs = shared.places, hidden.to(shared.dtype)
@@ -87,7 +87,7 @@ class _Attention(torch.autograd.Function):
         of_attention = _attend(query, key, value, shared, out=flat[:-1].view(query.shape))
         context, asking = places.to_rows(flat, parts=1), hidden
         if asked is not None:
-            context, asking = context.index_select(0, asked), hidden.index_select(0, asked)
+            context, asking = (states.index_select(0, asked.from_N) for states in (context, hidden))
         output, of_residual = _residual(asking, context, of_output, shared)
         ctx.shared, ctx.asked = shared, asked
         ctx.save_for_backward(inputs, weights, heads, *of_attention, *of_residual)
@@ -99,76 +99,76 @@ class _Attention(torch.autograd.Function):
         shared, asked, places = ctx.shared, ctx.asked, ctx.shared.places
         inputs, weights, heads, *saved = ctx.saved_tensors
         of_attention, of_residual = saved[:3], saved[3:]
-        rows = _and_zeros(inputs, *inputs.shape)
-        d_context = rows[:-1] if asked is None else inputs.new_empty(gradient.shape)
-        d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=d_context)
+        rows = _and_zeros(inputs, *gradient.shape)
+        d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=rows[:-1])
         if asked is not None:
-            rows.zero_().index_add_(0, asked, d_context)
+            rows = rows.index_select(0, asked.back)
+            d_asking = functional.pad(d_asking, (0, 0, 0, 1)).index_select(0, asked.back[:-1])
         flat = _and_zeros(heads, heads[..., 0].numel(), heads.shape[-1])
         _attend_backward(places.to_heads(rows, parts=1)[0], heads, of_attention, shared, out=flat[:-1].view_as(heads))
         d_rows = places.to_rows(flat, parts=3)
         d_hidden = (d_rows @ weights).to(gradient.dtype)
-        if asked is None:
-            d_hidden += d_asking
-        else:
-            d_hidden.index_add_(0, asked, d_asking)
+        d_hidden += d_asking
         of_projections = zip((d_rows.t() @ inputs).chunk(3), d_rows.sum(0).chunk(3), strict=True)
         return d_hidden, None, None, *chain(*of_projections), *of_output
 
 
 class _AttentionOfFirst(torch.autograd.Function):
     """Each head's query goes through its part of the keys' weight and is likened to the inputs themselves; what it
-    finds there goes through the values' weight. The keys' bias adds the same to all of a query's scores: nothing.
+    finds there goes through the values' weight.
 
-    For T * H * H multiplications of a projection of all rows there are B * H * H and T * A * H.
+    The keys' bias adds the same to all of a query's scores: nothing. The values' bias comes times the sum of the
+    query's probabilities, which is not 1 after dropout. For the T * H * H multiplications of a projection of all rows
+    there are B * H * H and B * S * A * H.
+
+    Shapes: `inputs` [B, S, H]; `queries` [A, B, D]; `sought` and `found` [B, A, H]; `total`, the sum, [B, A, 1].
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, shared: Shared, *parameters: Tensor) -> Tensor:
-        query, query_bias, key, _, value, value_bias = (parameter.to(shared.dtype) for parameter in parameters[:6])
-        rows = _and_zeros(query, *hidden.shape)
+        query_weight, key_weight, value_weight = (weight.to(shared.dtype) for weight in parameters[:6:2])
+        query_bias, value_bias = (parameters[place].to(shared.dtype) for place in (1, 5))
+        rows = _and_zeros(query_weight, *hidden.shape)
         rows[:-1] = hidden
         inputs, first = shared.places.to_padded(rows), rows.index_select(0, shared.places.first_B)
-        key, value = (_of_heads(weight, shared) for weight in (key, value))
-        queries = _in_heads(functional.linear(first, query, query_bias), shared)
-        sought = torch.bmm(queries, key).transpose(0, 1).contiguous()
+        queries = _head_by_head(functional.linear(first, query_weight, query_bias), shared)
+        sought = torch.bmm(queries, _cut(key_weight, shared)).transpose(0, 1).contiguous()
         found = torch.empty_like(sought)
         of_attention = _attend(sought, inputs, inputs, shared, out=found)
-        context = torch.bmm(found.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1)
-        kept = of_attention[-1].sum(-1, keepdim=True)
-        context = torch.addcmul(context, kept, value_bias.view(context.shape[1:]))
+        context = torch.bmm(found.transpose(0, 1), _cut(value_weight, shared).transpose(1, 2)).transpose(0, 1)
+        total = of_attention[-1].sum(-1, keepdim=True)
+        context = torch.addcmul(context, total, value_bias.view(context.shape[1:]))
         output, of_residual = _residual(hidden[shared.places.first_B], context.flatten(1), parameters[6:], shared)
         ctx.shared = shared
-        of_inputs = inputs, first, queries, sought, found, kept
-        ctx.save_for_backward(query, key, value, value_bias, *of_inputs, *of_attention, *of_residual)
+        of_projections = query_weight, key_weight, value_weight, value_bias, inputs, first, queries
+        ctx.save_for_backward(*of_projections, sought, found, total, *of_attention, *of_residual)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         shared, places = ctx.shared, ctx.shared.places
-        query, key, value, value_bias, inputs, first, queries, sought, found, kept, *saved = ctx.saved_tensors
-        of_attention, of_residual = saved[:3], saved[3:]
+        query_weight, key_weight, value_weight, value_bias, inputs, first, queries, *saved = ctx.saved_tensors
+        (sought, found, total), of_attention, of_residual = saved[:3], saved[3:6], saved[6:]
         d_context = torch.empty_like(first)
         d_asking, of_output = _residual_backward(gradient, of_residual, shared, out=d_context)
-        by_head = _in_heads(d_context, shared)
-        d_value = torch.bmm(by_head.transpose(1, 2), found.transpose(0, 1)).view_as(query)
-        by_sequence = by_head.transpose(0, 1)
-        d_value_bias = (kept * by_sequence).sum(0).flatten()
-        d_kept = (by_sequence * value_bias.view(by_sequence.shape[1:])).sum(-1, keepdim=True)
-        d_found = torch.bmm(by_head, value).transpose(0, 1).contiguous()
-        d_sought, flat = torch.empty_like(sought), _and_zeros(inputs, inputs[..., 0].numel(), inputs.shape[-1])
-        of_keys, of_values = torch.empty_like(inputs), flat[:-1].view_as(inputs)
-        heads, d_heads = (sought, inputs, inputs), (d_sought, of_keys, of_values)
-        _attend_backward(d_found, heads, of_attention, shared, d_heads, of_dropped=d_kept)
-        of_values += of_keys
-        d_hidden = places.from_padded(flat).to(gradient.dtype)
+        d_context = _head_by_head(d_context, shared)
+        d_value_weight = torch.bmm(d_context.transpose(1, 2), found.transpose(0, 1)).view_as(value_weight)
+        d_found = torch.bmm(d_context, _cut(value_weight, shared)).transpose(0, 1).contiguous()
+        d_context = d_context.transpose(0, 1)
+        d_value_bias = (total * d_context).sum(0).flatten()
+        d_total = (d_context * value_bias.view(d_context.shape[1:])).sum(-1, keepdim=True)
+        d_sought, d_keys, d_values = (torch.empty_like(tensor) for tensor in (sought, inputs, inputs))
+        heads, d_heads = (sought, inputs, inputs), (d_sought, d_keys, d_values)
+        _attend_backward(d_found, heads, of_attention, shared, d_heads, d_total)
         d_sought = d_sought.transpose(0, 1)
-        d_key = torch.bmm(queries.transpose(1, 2), d_sought).view_as(query)
-        d_queries = torch.bmm(d_sought, key.transpose(1, 2)).transpose(0, 1).flatten(1)
-        d_hidden[places.first_B] += d_asking + d_queries @ query
-        of_projections = d_queries.t() @ first, d_queries.sum(0), d_key, torch.zeros_like(d_value_bias), d_value
-        return d_hidden, None, *of_projections, d_value_bias, *of_output
+        d_key_weight = torch.bmm(queries.transpose(1, 2), d_sought).view_as(key_weight)
+        d_queries = torch.bmm(d_sought, _cut(key_weight, shared).transpose(1, 2)).transpose(0, 1).flatten(1)
+        d_hidden = places.from_padded(d_values.add_(d_keys)).to(gradient.dtype)
+        d_hidden[places.first_B] += d_asking + d_queries @ query_weight
+        of_query = d_queries.t() @ first, d_queries.sum(0)
+        of_key = d_key_weight, torch.zeros_like(d_value_bias)
+        return d_hidden, None, *of_query, *of_key, d_value_weight, d_value_bias, *of_output
 
 
 class _FeedForward(torch.autograd.Function):
@@ -212,12 +212,12 @@ def _and_zeros(like: Tensor, rows: int, columns: int) -> Tensor:
     return values
 
 
-def _of_heads(weight: Tensor, shared: Shared) -> Tensor:
-    """A projection's weight as the part of each head, [A, D, H]."""
+def _cut(weight: Tensor, shared: Shared) -> Tensor:
+    """The part of each head of a projection's weight, [A, D, H]."""
     return weight.view(shared.places.heads, -1, weight.shape[1])
 
 
-def _in_heads(rows: Tensor, shared: Shared) -> Tensor:
+def _head_by_head(rows: Tensor, shared: Shared) -> Tensor:
     """[B, H] as [A, B, D]"""
     return rows.view(len(rows), shared.places.heads, -1).transpose(0, 1)
 
@@ -227,7 +227,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Write what the queries find into `out`, of their shape; returns what `_attend_backward` needs.
 
-    The leading dimension is B * A, or B where the heads of a sequence share keys and values.
+    Queries, keys and values are [B * A, S, D]; or queries [B, A, H] of keys and values [B, S, H], one a head.
     """
     scores = shared.scores.view(len(query), -1, key.shape[1])
     probabilities = attention_probabilities(query, key, scores, shared.scale)
@@ -244,15 +244,19 @@ def _attend_backward(
     saved: Sequence[Tensor],
     shared: Shared,
     out: Iterable[Tensor],
-    of_dropped: Tensor | None = None,
+    d_total: Tensor | None = None,
 ) -> None:
-    """Write the gradients of query, key and value into `out`; `of_dropped` is what else reaches the probabilities."""
+    """Write the gradients of query, key and value into `out`.
+
+    Args:
+        d_total: the gradient of the sum of each query's probabilities after dropout, where that was used too.
+    """
     (query, key, value), (d_query, d_key, d_value) = heads, out
     probabilities, kept, dropped = saved
     torch.bmm(dropped.transpose(1, 2), gradient, out=d_value)
     d_probabilities = torch.bmm(gradient, value.transpose(1, 2))
-    if of_dropped is not None:
-        d_probabilities += of_dropped
+    if d_total is not None:
+        d_probabilities += d_total
     if kept is not None:
         d_probabilities *= kept
     wide = probabilities.dtype

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bertfast.config import ModelConfig
 from bertfast.model import by_hand
 from bertfast.model.dropout import Dropout, attention_with_dropout, draws_words
-from bertfast.model.padding import Places
+from bertfast.model.padding import Chosen, Places
 
 # What a masked key adds to its score, as in the reference. It underflows to an exact 0 after the softmax in every
 # precision, stays finite in fp16, and a row that is all padding gives numbers, not NaN.
@@ -160,7 +160,7 @@ class BertLayer(nn.Module):
         self.output = BertResidual(config.intermediate_size, config)
 
     def forward(
-        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Tensor | None = None
+        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Chosen | None = None
     ) -> Tensor:
         """[B, S, H], or what becomes of the first tokens alone, which attend to all: [B, 1, H], packed [1, N, H].
 
@@ -176,7 +176,7 @@ class BertLayer(nn.Module):
         attended = self.attention(hidden_BSH, visible, asking)
         return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
 
-    def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool, asked: Tensor | None) -> Tensor:
+    def _by_hand(self, hidden_TH: Tensor, shared: by_hand.Shared, first_only: bool, asked: Chosen | None) -> Tensor:
         heads, after = self.attention.self, self.attention.output
         of_attention = _parameters((heads.query, heads.key, heads.value, after.dense, after.LayerNorm))
         if first_only:
@@ -206,7 +206,7 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Tensor | None = None
+        self, hidden_BSH: Tensor, visible: Visibility, first_only: bool = False, asked: Chosen | None = None
     ) -> Tensor:
         last = len(self.layer) - 1
         for number, layer in enumerate(self.layer):
@@ -256,10 +256,11 @@ class BertModel(nn.Module):
         With `first_only` those of the first tokens, [B, 1, H] or [N, 1, H]: the last layer does little for the others,
         which is most of its work. `position_ids`, `cu_seqlens`, `max_seqlen` and `sequence_starts` are a packed
         batch's (see `bertfast.text.batch.Packing`); for `first_only` it has one row, all padding at its end.
-        `asked_BS` (bool) says which real tokens' hidden states are wanted; those of others may be 0, which spares the
-        last layer.
+        `asked_BS` (bool) names the real tokens whose hidden states are wanted: eager training on a CPU does less for
+        the others then, and leaves them 0.
         """
         assert cu_seqlens is None or not first_only or len(input_ids) == 1
+        assert asked_BS is None or not first_only
         plain = cu_seqlens is None and position_ids is None
         dtype = self.embeddings.word_embeddings.weight.dtype
         if self.training and plain and leaves_padding_out(attention_mask, dtype):
@@ -294,11 +295,13 @@ class BertModel(nn.Module):
             config.attention_probs_dropout_prob,
             config.layer_norm_eps,
         )
+        visible = Visibility(None, shared=shared)
         if first_only:
-            return cast(Tensor, self.encoder(hidden, Visibility(None, shared=shared), first_only=True))[:, None]
-        asked = places if asked_BS is None else Places(asked_BS.long(), places.heads)
-        rows_asked = None if asked is places else places.row_BS.flatten()[asked.taken_T]
-        return asked.with_padding(self.encoder(hidden, Visibility(None, shared=shared), asked=rows_asked))
+            return cast(Tensor, self.encoder(hidden, visible, first_only=True))[:, None]
+        if asked_BS is None:
+            return places.with_padding(self.encoder(hidden, visible))
+        asked = Places(asked_BS.long(), places.heads)
+        return asked.with_padding(self.encoder(hidden, visible, asked=places.choose(asked)))
 
 
 def leaves_padding_out(attention_mask: Tensor, dtype: torch.dtype) -> bool:

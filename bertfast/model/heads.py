@@ -151,10 +151,15 @@ class BertForTokenClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **packing: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        asked_BS: Tensor | None = None,
+        **packing: Any,
     ) -> dict[str, Tensor]:
-        """`logits` [B, S, C]."""
-        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, **packing)
+        """`logits` [B, S, C]; in training those of tokens that are not asked for say nothing (see `BertModel`)."""
+        hidden_BSH = self.bert(input_ids, attention_mask, token_type_ids, asked_BS=asked_BS, **packing)
         return {"logits": self.classifier(self.dropout(hidden_BSH))}
 
 

@@ -99,14 +99,34 @@ class Places:
         """Rows [T + 1, F], the last of zeros, as [B, S, F] with zeros on padding."""
         return rows.index_select(0, self.row_BS.flatten()).view(*self.mask_BS.shape, -1)
 
-    def from_padded(self, padded: Tensor) -> Tensor:
-        """[B * S + 1, F], the last of zeros, as rows [T, F], nobody's of zeros."""
-        nobodys = self.real.new_full((self.rows - len(self.real),), self.mask_BS.numel())
-        return padded.index_select(0, torch.cat([self.real, nobodys]))
+    def from_padded(self, padded_BSF: Tensor) -> Tensor:
+        """[T, F], nobody's rows of zeros."""
+        rows = padded_BSF.new_zeros(self.rows, padded_BSF.shape[-1])
+        rows[: len(self.real)] = padded_BSF.flatten(0, 1).index_select(0, self.real)
+        return rows
+
+    def choose(self, some: Places) -> Chosen:
+        """Where the rows of `some`, whose tokens are among the real ones here, come from."""
+        back = self.real.new_full((self.rows + 1,), some.rows)
+        back[: len(self.real)] = some.row_BS.flatten()[self.real]
+        return Chosen(self.row_BS.flatten()[some.taken_T], back)
 
     def with_padding(self, rows_TF: Tensor) -> Tensor:
         """[B, S, F] with zeros on padding."""
         return cast(Tensor, _WithPadding.apply(rows_TF, self))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of T rows: N, of which the last may be nobody's.
+
+    Attributes:
+        from_N: int64, the row that each is.
+        back: int64 [T + 1], the place of each row among the N, N of one that is none of them; the last is N.
+    """
+
+    from_N: Tensor
+    back: Tensor
 
 
 class _WithPadding(torch.autograd.Function):
@@ -119,7 +139,4 @@ class _WithPadding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        places: Places = ctx.places
-        rows = gradient.new_zeros(places.rows, gradient.shape[-1])
-        rows[: len(places.real)] = gradient.flatten(0, 1).index_select(0, places.real)
-        return rows, None
+        return ctx.places.from_padded(gradient), None

@@ -8,53 +8,78 @@ from torch import Tensor
 
 from bertfast.config import ModelConfig
 from bertfast.model import encoder
-from bertfast.model.encoder import BertModel
+from bertfast.model.encoder import BertModel, checkpoint_gradients
 
 
 def learnt(
-    model: BertModel,
+    config: ModelConfig,
     by_hand: bool,
     precision: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
-    first_only: bool,
-    tokens: int = 24,
+    wanted: str,
+    lengths: tuple[int, ...] = (24,),
+    checkpointed: bool = False,
 ) -> dict[str, Tensor]:
-    """Hidden states and gradients of one sequence, whose dropout draws the same numbers either way."""
+    """Hidden states that are wanted, and gradients, of sequences whose dropout draws the same numbers either way."""
     monkeypatch.setattr(encoder, "leaves_padding_out", lambda *_: by_hand)
-    model.zero_grad()
-    torch.manual_seed(1)
-    ids = torch.randint(5, model.config.vocab_size, (1, tokens))
-    weights = torch.randn(1, tokens, model.config.hidden_size)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-        hidden = model(ids, torch.ones_like(ids), torch.zeros_like(ids), first_only=first_only)
-    (hidden.float() * weights[:, : hidden.shape[1]]).sum().backward()
-    return {"hidden": hidden.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_every_gradient_is_autograds(
-    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, activation: str, first_only: bool
-) -> None:
     torch.manual_seed(0)
-    model = BertModel(tiny_config.model_copy(update={"hidden_act": activation})).train()
-    autograds, ours = (learnt(model, how, torch.float32, monkeypatch, first_only) for how in (False, True))
+    model = BertModel(config).train()
+    checkpoint_gradients(model, checkpointed)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, config.vocab_size, mask.shape)
+    asked = (mask == 1) & (torch.rand(mask.shape) < 0.5) if wanted == "asked" else None
+    weights = torch.randn(*mask.shape, config.hidden_size) * (mask if asked is None else asked)[..., None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        hidden = model(ids, mask, torch.zeros_like(ids), first_only=wanted == "first", asked_BS=asked)
+    weights = weights[:, : hidden.shape[1]]
+    (hidden.float() * weights).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {"hidden": hidden.detach() * (weights != 0), **found}
+
+
+def without_draws_for_each_row(config: ModelConfig) -> ModelConfig:
+    """Dropout of probabilities alone: that of hidden states draws numbers for padding and for what is not asked."""
+    return config.model_copy(update={"hidden_dropout_prob": 0.0})
+
+
+def same(ours: dict[str, Tensor], autograds: dict[str, Tensor], layers: int) -> None:
     assert ours.keys() == autograds.keys()
-    assert len(ours) > 16 * len(model.encoder.layer)
+    assert len(ours) > 16 * layers
     for name, expected in autograds.items():
         assert torch.allclose(ours[name], expected, rtol=1e-4, atol=1e-5), name
 
 
-@pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("tokens", [8, 24, 64])
+@pytest.mark.parametrize("wanted", ["all", "first"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_every_gradient_is_autograds(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, activation: str, wanted: str
+) -> None:
+    config = tiny_config.model_copy(update={"hidden_act": activation})
+    autograds, ours = (learnt(config, how, torch.float32, monkeypatch, wanted) for how in (False, True))
+    same(ours, autograds, config.num_hidden_layers)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("wanted", ["all", "first", "asked"])
+def test_of_ragged_rows_too(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, wanted: str, checkpointed: bool
+) -> None:
+    """25 tokens, so that there are rows which are nobody's."""
+    config, lengths = without_draws_for_each_row(tiny_config), (11, 1, 7, 6)
+    modules = learnt(config, False, torch.float32, monkeypatch, wanted, lengths)
+    ours = learnt(config, True, torch.float32, monkeypatch, wanted, lengths, checkpointed)
+    same(ours, modules, config.num_hidden_layers)
+
+
+@pytest.mark.parametrize("wanted", ["all", "first", "asked"])
+@pytest.mark.parametrize("lengths", [(8,), (24,), (64,), (11, 1, 7, 6)])
 def test_in_bf16_gradients_stay_as_near_as_autocasts(
-    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, tokens: int, first_only: bool
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], wanted: str
 ) -> None:
     """The softmax is in bf16 or in fp32, by the number of keys."""
-    torch.manual_seed(0)
-    model = BertModel(tiny_config).train()
-    exact = learnt(model, False, torch.float32, monkeypatch, first_only, tokens)
-    autocasts, ours = (learnt(model, how, torch.bfloat16, monkeypatch, first_only, tokens) for how in (False, True))
+    config = without_draws_for_each_row(tiny_config) if len(lengths) > 1 or wanted == "asked" else tiny_config
+    exact = learnt(config, False, torch.float32, monkeypatch, wanted, lengths)
+    autocasts, ours = (learnt(config, how, torch.bfloat16, monkeypatch, wanted, lengths) for how in (False, True))
 
     def distance(found: dict[str, Tensor]) -> float:
         return sum(float((found[name] - tensor).square().sum()) for name, tensor in exact.items()) ** 0.5

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 import bertfast
 from bertfast.backends import open_served
+from bertfast.config import ModelConfig
 from bertfast.errors import DataError
 from bertfast.export.export import export
+from bertfast.model.padding import round_up
 from bertfast.model.weights import open_checkpoint
 from bertfast.tasks import Context, get_task
 from bertfast.tasks.tag import TAG, GoldWord
-from bertfast.tasks.task import NoSettings
+from bertfast.tasks.task import NoSettings, plain_forward
 from bertfast.text.batch import IGNORE_INDEX
 from bertfast.text.labelled import Columns, Example
 from bertfast.text.tags import Span, spans_of, tags_of
@@ -229,6 +231,35 @@ def test_the_loss_is_summed_over_labelled_words() -> None:
     outputs = {"logits": torch.zeros(2, 3, 4)}
     assert TAG.losses(outputs, targets, NoSettings())["loss"].item() == pytest.approx(3 * np.log(4))
     assert TAG.correct(outputs, targets)["loss"].item() == 1
+
+
+def test_what_follows_the_last_attention_is_computed_for_labelled_tokens_and_teaches_the_same(
+    tiny_config: ModelConfig,
+) -> None:
+    still = tiny_config.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    model = TAG.build(still, len(LABELS), NoSettings()).train()
+    inputs = {
+        "input_ids": torch.randint(5, still.vocab_size, (3, 9)),
+        "attention_mask": torch.ones(3, 9, dtype=torch.int64),
+        "token_type_ids": torch.zeros(3, 9, dtype=torch.int64),
+    }
+    labels = torch.randint(0, len(LABELS), (3, 9))
+    labels[:, ::2] = IGNORE_INDEX
+    rows: list[int] = []
+    model.get_submodule("bert.encoder").register_forward_hook(lambda _, given, hidden: rows.append(len(hidden)))
+    found = []
+    for forward in (plain_forward, TAG.forward):
+        model.zero_grad()
+        loss = TAG.losses(forward(model, inputs, {"labels": labels}), {"labels": labels}, NoSettings())["loss"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        found.append((loss, [parameter.grad for parameter in model.parameters()]))
+    (expected, expected_gradients), (loss, gradients) = found
+    assert rows == [round_up(27), round_up(12)]
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_o_and_both_prefixes_of_each_type() -> None:
