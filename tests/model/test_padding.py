@@ -70,27 +70,35 @@ def test_tokens_go_to_their_places_and_gradients_back(lengths: list[int]) -> Non
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("wanted", ["everything", "first tokens", "some", "every token", "one", "none"])
 def test_without_padding_a_model_has_the_gradients_that_it_has_with_it(
-    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, first_only: bool, checkpointed: bool
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, wanted: str, checkpointed: bool
 ) -> None:
+    """And 0 for the hidden states that are not wanted."""
     torch.manual_seed(0)
     model = BertModel(tiny_config.model_copy(update=STILL)).train()
     checkpoint_gradients(model, checkpointed)
     mask = ragged([11, 1, 7])
     ids, types = torch.randint(5, tiny_config.vocab_size, mask.shape), torch.randint(0, 2, mask.shape)
-    weights = torch.randn(*mask.shape, tiny_config.hidden_size) * mask[..., None]
-    asked = slice(0, 1) if first_only else slice(None)
+    real = mask == 1
+    shares = {"some": 0.5, "every token": 1.0, "one": 0.0, "none": 0.0}
+    asked = real & (torch.rand(mask.shape) < shares[wanted]) if wanted in shares else None
+    if asked is not None and wanted == "one":
+        asked[2, 3] = True
+    first_only = wanted == "first tokens"
+    counted = (real if asked is None else asked)[:, : 1 if first_only else None]
+    weights = torch.randn(*counted.shape, tiny_config.hidden_size) * counted[..., None]
     found = []
     for left_out in (False, True):
         monkeypatch.setattr(encoder, "leaves_padding_out", lambda *_, left_out=left_out: left_out)
         model.zero_grad()
-        hidden = model(ids, mask, types, first_only=first_only)
-        (hidden * weights[:, asked]).sum().backward()
-        real = hidden[mask[:, asked] == 1].detach()
-        found.append((real, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        hidden = model(ids, mask, types, first_only=first_only, asked_BS=asked)
+        (hidden * weights).sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((hidden.detach(), gradients))
     (beside, theirs), (alone, ours) = found
-    assert torch.allclose(alone, beside, atol=1e-5)
+    assert torch.allclose(alone[counted], beside[counted], atol=1e-5)
+    assert not alone[~counted].any()
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-5), name
@@ -116,32 +124,3 @@ def test_layers_see_real_tokens_and_few_rows_more_in_training(tiny_config: Model
     model.train()(ids, mask, torch.zeros_like(ids))
     model.eval()(ids, mask, torch.zeros_like(ids))
     assert seen == [round_up(25), 57]
-
-
-@pytest.mark.parametrize("asked", ["some", "all", "one", "none"])
-def test_of_what_is_asked_for_a_model_learns_the_same(
-    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
-    """Hidden states and gradients are those of a model whose other hidden states are left out of the loss."""
-    torch.manual_seed(0)
-    model = BertModel(tiny_config.model_copy(update=STILL)).train()
-    mask = ragged([11, 1, 7])
-    wanted = mask == 1
-    if asked != "all":
-        wanted = wanted & (torch.rand(mask.shape) < (0.5 if asked == "some" else 0))
-    wanted[2, 3] |= asked == "one"
-    ids, types = torch.randint(5, tiny_config.vocab_size, mask.shape), torch.randint(0, 2, mask.shape)
-    weights = torch.randn(*mask.shape, tiny_config.hidden_size) * wanted[..., None]
-    found = {}
-    for by_hand in (False, True):
-        monkeypatch.setattr(encoder, "leaves_padding_out", lambda *_, by_hand=by_hand: by_hand)
-        model.zero_grad()
-        hidden = model(ids, mask, types, asked_BS=wanted)
-        (hidden * weights).sum().backward()
-        found[by_hand] = hidden.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    (expected, expected_gradients), (hidden, gradients) = found[False], found[True]
-    assert torch.allclose(hidden[wanted], expected[wanted], atol=1e-5)
-    assert not hidden[~wanted].any()
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in expected_gradients.items():
-        assert torch.allclose(gradients[name], gradient, rtol=1e-4, atol=1e-5), name
